@@ -1,0 +1,1 @@
+"""Text level: messages, tokenizer, chat template, incremental detokenizer, turn parser. No torch here."""
