@@ -126,9 +126,7 @@ class ModelConfig:
         if not isinstance(data, dict):
             raise ConfigError(f"config.json must hold an object, got {type(data).__name__}")
         if data.get("model_type") != MODEL_TYPE:
-            raise ConfigError(
-                f"model_type is {data.get('model_type')!r}; openglm reads {MODEL_TYPE!r} (GLM-4.5, 4.5-Air, 4.6, 4.7)"
-            )
+            raise ConfigError(f"model_type is {data.get('model_type')!r}; openglm reads {MODEL_TYPE!r} (GLM-4.5, 4.5-Air, 4.6, 4.7)")
         values = dict(data)
         rope = _either(values, "rope_parameters", "rope_scaling") or {}
         if not isinstance(rope, dict):
@@ -139,9 +137,7 @@ class ModelConfig:
         for key in ("rope_theta", "partial_rotary_factor"):
             if key in rope:
                 if values.get(key) is not None and values[key] != rope[key]:
-                    raise ConfigError(
-                        f"{key} is given twice with different values: {values[key]} and rope_parameters.{key} {rope[key]}"
-                    )
+                    raise ConfigError(f"{key} is given twice with different values: {values[key]} and rope_parameters.{key} {rope[key]}")
                 values[key] = rope[key]
         values["dtype"] = _either(values, "dtype", "torch_dtype") or "bfloat16"
         if isinstance(values.get("eos_token_id"), int):
@@ -149,11 +145,7 @@ class ModelConfig:
         for key, wanted in (("hidden_act", "silu"), ("tie_word_embeddings", False)):
             if values.get(key, wanted) != wanted:
                 raise ConfigError(f"{key} is {values[key]!r}; the family has {wanted!r}")
-        if (
-            "head_dim" not in values
-            and isinstance(values.get("hidden_size"), int)
-            and isinstance(values.get("num_attention_heads"), int)
-        ):
+        if "head_dim" not in values and isinstance(values.get("hidden_size"), int) and isinstance(values.get("num_attention_heads"), int):
             values["head_dim"] = values["hidden_size"] // max(1, values["num_attention_heads"])
         fields = {}
         for field in dataclasses.fields(cls):
@@ -169,9 +161,7 @@ class ModelConfig:
         try:
             data = json.loads(path.read_text("utf-8"))
         except FileNotFoundError:
-            raise ConfigError(
-                f"{path}: no such file; a model directory holds config.json, tokenizer.json and *.safetensors"
-            ) from None
+            raise ConfigError(f"{path}: no such file; a model directory holds config.json, tokenizer.json and *.safetensors") from None
         except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
         try:
@@ -184,9 +174,7 @@ class ModelConfig:
         data: dict[str, Any] = {"architectures": [ARCHITECTURE], "model_type": MODEL_TYPE}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            data["torch_dtype" if field.name == "dtype" else field.name] = (
-                list(value) if isinstance(value, tuple) else value
-            )
+            data["torch_dtype" if field.name == "dtype" else field.name] = list(value) if isinstance(value, tuple) else value
         data |= {
             "hidden_act": "silu",
             "attention_dropout": 0.0,
@@ -221,10 +209,6 @@ def _typed(name: str, kind: str, value: Any) -> Any:
         return value
     if kind == "str" and isinstance(value, str):
         return value
-    if (
-        kind.startswith("tuple")
-        and isinstance(value, list)
-        and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
-    ):
+    if kind.startswith("tuple") and isinstance(value, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in value):
         return tuple(value)
     raise ConfigError(f"{name} must be {'a list of integers' if kind.startswith('tuple') else kind}, got {value!r:.60}")
