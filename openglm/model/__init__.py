@@ -1,0 +1,6 @@
+"""The one model definition: used by the engine, the trainer, evaluation and quantization."""
+
+from openglm.model.context import DenseBatch, ForwardContext, PagedBatch, allocate_kv
+from openglm.model.transformer import GlmModel
+
+__all__ = ["DenseBatch", "ForwardContext", "GlmModel", "PagedBatch", "allocate_kv"]

@@ -1,0 +1,96 @@
+"""`ForwardContext`: everything a forward pass needs besides weights and tokens.
+
+A step processes T tokens of several requests or documents, concatenated. Whether they attend to KV pages (inference) or
+to each other (training, scoring without a cache) is the only difference; the model code is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from openglm.config import ModelConfig
+from openglm.ops import PAGE_SIZE, Routing
+
+OnRouting = Callable[[int, Routing], None]
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """R requests with KV in pages of 64 tokens; lengths and starts are host integers, tables are tensors."""
+
+    query_starts: Sequence[int]  # R + 1 offsets into the T tokens
+    kv_lengths: Sequence[int]  # R lengths, counting this step's tokens
+    page_table: Tensor  # [R, max_pages] int64; entries past a request's length are ignored
+    slots: Tensor  # [T] int64, page * 64 + offset of each new token
+    kv: Sequence[Tensor]  # per layer [pages, 2, kv_heads, 64, head_dim]; the MTP layer is last
+
+
+@dataclass(frozen=True)
+class DenseBatch:
+    """Whole documents, one after another, attending causally within themselves."""
+
+    lengths: Sequence[int]
+    device: torch.device | str = "cpu"
+    buckets: tuple[Tensor, ...] = field(init=False)
+    document_of_token: Tensor = field(init=False)  # [T] int64
+
+    def __post_init__(self) -> None:
+        """Group documents by length, rounded up to 1.25-fold steps, so that little of the attention is padding."""
+        if not self.lengths or min(self.lengths) < 1:
+            raise ValueError("a dense batch needs at least one document and no empty one")
+        lengths = torch.tensor(self.lengths)
+        starts = lengths.cumsum(0) - lengths
+        by_width: dict[int, list[int]] = {}
+        for document, length in enumerate(self.lengths):
+            by_width.setdefault(_bucket_width(length), []).append(document)
+        buckets = []
+        for documents in by_width.values():
+            offsets = torch.arange(max(self.lengths[d] for d in documents))
+            index = starts[documents].unsqueeze(1) + offsets
+            buckets.append(torch.where(offsets < lengths[documents].unsqueeze(1), index, -1))
+        document_of_token = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        object.__setattr__(self, "buckets", tuple(bucket.to(self.device) for bucket in buckets))
+        object.__setattr__(self, "document_of_token", document_of_token.to(self.device))
+
+
+@dataclass(frozen=True)
+class ForwardContext:
+    """One step. `row_tile` asks for results that do not depend on batch company (see `ops.reference`)."""
+
+    positions: Tensor  # [T] int64
+    attention: PagedBatch | DenseBatch
+    row_tile: int | None = None
+    on_routing: OnRouting | None = None  # called by every MoE layer with its index
+
+    @classmethod
+    def dense(
+        cls,
+        lengths: Sequence[int],
+        *,
+        device: torch.device | str = "cpu",
+        row_tile: int | None = None,
+        on_routing: OnRouting | None = None,
+    ) -> ForwardContext:
+        """Context for whole documents of these lengths, each starting at position 0."""
+        batch = DenseBatch(lengths, device)
+        positions = torch.cat([torch.arange(n, device=device) for n in lengths])
+        return cls(positions, batch, row_tile, on_routing)
+
+
+def allocate_kv(
+    config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """Zeroed KV pages for every layer and, last, the MTP layer: each [num_pages, 2, kv_heads, 64, head_dim]."""
+    shape = (num_pages, 2, config.num_key_value_heads, PAGE_SIZE, config.head_dim)
+    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_kv_layers)]
+
+
+def _bucket_width(length: int) -> int:
+    width = 16
+    while width < length:
+        width += max(8, width // 4 // 8 * 8)
+    return width

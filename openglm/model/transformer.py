@@ -1,0 +1,101 @@
+"""`GlmModel`: embedding, decoder layers, final norm, head, and the MTP layer.
+
+The model is a plain single-device module. It reads nothing but its weights, the tokens and the `ForwardContext`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from openglm import ops
+from openglm.config import ModelConfig
+from openglm.model.context import ForwardContext
+from openglm.model.layers import DecoderLayer, Linear, RMSNorm, Router
+
+
+class MTPLayer(nn.Module):
+    """Multi-token prediction: one more MoE decoder layer that turns (hidden of t_i, token t_{i+1}) into a guess of t_{i+2}.
+
+    Forward of one step (vLLM `glm4_moe_mtp.py`, SGLang `glm4_moe_nextn.py`): eh_proj(concat(enorm(embedding), hnorm(hidden)))
+    through the layer, then its own final norm. Embedding and head are the trunk's.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        h, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm = RMSNorm(h, eps)
+        self.hnorm = RMSNorm(h, eps)
+        self.eh_proj = Linear(2 * h, h)
+        self.layer = DecoderLayer(config, config.num_hidden_layers)
+        self.norm = RMSNorm(h, eps)
+
+    def forward(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
+        """embedded [T, H] of the next tokens, hidden [T, H] of the present ones -> [T, H] after the layer's own norm."""
+        joined = torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1)
+        out: Tensor = self.norm(self.layer(self.eh_proj(joined, ctx), rope, ctx))
+        return out
+
+
+class GlmModel(nn.Module):
+    """A GLM-4.5-family model. Parameters are uninitialised until loaded or `init_weights` is called."""
+
+    rope: Tensor
+
+    def __init__(self, config: ModelConfig, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.config = config
+        with torch.device(device or "cpu"):
+            self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+            self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+            self.lm_head = Linear(config.hidden_size, config.vocab_size)
+            self.mtp = MTPLayer(config) if config.has_mtp else None
+            table = ops.rope_table(config.max_position_embeddings, config.rotary_dim, config.rope_theta)
+        self.register_buffer("rope", table, persistent=False)
+        for parameter in self.parameters():  # buffers stay fp32: RoPE angles and the router's correction bias
+            parameter.data = parameter.data.to(dtype)
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the model can draft."""
+        return self.mtp is not None
+
+    def forward(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
+        """tokens [T] int64 -> hidden states [T, H] after the final norm."""
+        x = self.embed_tokens[tokens]
+        rope = self.rope[ctx.positions]
+        for layer in self.layers:
+            x = layer(x, rope, ctx)
+        out: Tensor = self.norm(x)
+        return out
+
+    def mtp_forward(self, next_tokens: Tensor, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        """Draft step: token t_{i+1} [T] and hidden state h_i [T, H] at position i -> [T, H], whose logits guess t_{i+2}.
+
+        `hidden` is the trunk's normed output or, when chaining, this method's own; positions and slots are those of t_i.
+        """
+        if self.mtp is None:
+            raise ValueError("this model has no MTP layer")
+        out: Tensor = self.mtp(self.embed_tokens[next_tokens], hidden, self.rope[ctx.positions], ctx)
+        return out
+
+    def logits(self, hidden: Tensor, *, row_tile: int | None = None) -> Tensor:
+        """hidden [N, H] (normed, from the trunk or the MTP layer) -> [N, vocab] fp32."""
+        return ops.linear(hidden, self.lm_head.weight, row_tile=row_tile).float()
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> GlmModel:
+        """Fill with a seeded normal start: matrices N(0, initializer_range), norms 1, biases 0. Returns the model."""
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, self.config.initializer_range, generator=generator))
+        for module in self.modules():
+            if isinstance(module, Router):
+                module.e_score_correction_bias.zero_()
+        return self

@@ -1,0 +1,118 @@
+"""Causal grouped-query attention over paged KV (inference) and over whole documents (training).
+
+Shape legend: T tokens of the step, R requests, Hq query heads, Hkv key/value heads, G = Hq / Hkv, D head dim, P pages of 64 slots.
+Query head h reads key/value head h // G. Softmax is fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openglm.ops.reference.linear import pad_rows
+
+PAGE_SIZE = 64  # tokens per KV page, everywhere
+
+
+def write_kv(kv: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Store keys and values [T, Hkv, D] of the step's tokens at `slots` [T] (page * 64 + offset) of kv [pages, 2, Hkv, 64, D]."""
+    pages, offsets = slots // PAGE_SIZE, slots % PAGE_SIZE
+    kv[pages, 0, :, offsets] = keys.to(kv.dtype)
+    kv[pages, 1, :, offsets] = values.to(kv.dtype)
+
+
+def paged_attention(
+    queries: Tensor,
+    kv: Tensor,
+    *,
+    query_starts: Sequence[int],
+    kv_lengths: Sequence[int],
+    page_table: Tensor,
+    scale: float,
+    row_tile: int | None = None,
+) -> Tensor:
+    """Attention of each request's new tokens over its pages: queries [T, Hq, D] -> [T, Hq, D].
+
+    kv [pages, 2, Hkv, 64, D] already holds the new tokens. Request r owns query rows query_starts[r]:query_starts[r+1], its
+    KV length after this step is kv_lengths[r], and its pages in order are page_table[r].
+    """
+    outputs = []
+    for r, length in enumerate(kv_lengths):
+        rows = queries[query_starts[r] : query_starts[r + 1]]
+        own_pages = kv[page_table[r, : -(-length // PAGE_SIZE)]]  # [P, 2, Hkv, 64, D]
+        attend = _attend_whole if row_tile is None else _attend_by_page
+        outputs.append(attend(rows, own_pages.to(queries.dtype), length, scale, row_tile or 0))
+    return torch.cat(outputs)
+
+
+def _attend_whole(queries: Tensor, pages: Tensor, length: int, scale: float, row_tile: int) -> Tensor:
+    """One request, one call of torch's attention."""
+    del row_tile
+    keys, values = pages.movedim(0, 2).flatten(2, 3)[:, :, :length]  # [Hkv, length, D] each
+    num_queries = queries.shape[0]
+    mask = None
+    if num_queries > 1:
+        mask = torch.ones(num_queries, length, dtype=torch.bool, device=queries.device).tril(length - num_queries)
+    out = F.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=True
+    )
+    return out[0].transpose(0, 1)
+
+
+def _attend_by_page(queries: Tensor, pages: Tensor, length: int, scale: float, row_tile: int) -> Tensor:
+    """One request with every product on [row_tile, D] x [D, 64] and pages added up in order.
+
+    A page that a row may not see adds exactly zero, so the result of a row depends only on the row and the pages before it.
+    """
+    num_queries, num_heads, head_dim = queries.shape
+    num_pages, _, num_kv_heads = pages.shape[:3]
+    group = num_heads // num_kv_heads
+    rows = queries.view(num_queries, num_kv_heads, group, head_dim).transpose(1, 2).reshape(-1, num_kv_heads, head_dim)
+    tiles = pad_rows(rows, row_tile).view(-1, row_tile, num_kv_heads, head_dim).transpose(1, 2)  # [N, Hkv, tile, D]
+    num_tiles = tiles.shape[0]
+    keys, values = pages[:, 0], pages[:, 1]  # [P, Hkv, 64, D]
+    shape = (num_tiles, num_pages, num_kv_heads)
+    left = tiles[:, None].expand(*shape, row_tile, head_dim).reshape(-1, row_tile, head_dim)
+    right = keys[None].expand(*shape, PAGE_SIZE, head_dim).reshape(-1, PAGE_SIZE, head_dim)
+    scores = torch.bmm(left, right.transpose(1, 2)).view(*shape, row_tile, PAGE_SIZE).float() * scale
+    row_positions = length - num_queries + torch.arange(num_tiles * row_tile, device=queries.device) // group
+    slot_positions = torch.arange(num_pages * PAGE_SIZE, device=queries.device)
+    hidden = slot_positions.view(1, num_pages, 1, 1, PAGE_SIZE) > row_positions.view(num_tiles, 1, 1, row_tile, 1)
+    scores = scores.masked_fill(hidden, float("-inf"))
+    highest = scores.amax(dim=(1, 4), keepdim=True)
+    weights = (scores - highest).double().exp()
+    totals = weights.sum(-1, keepdim=True).cumsum(1)[:, -1]  # [N, Hkv, tile, 1]
+    narrow = weights.to(queries.dtype).view(-1, row_tile, PAGE_SIZE)
+    wide_values = values[None].expand(*shape, PAGE_SIZE, head_dim).reshape(-1, PAGE_SIZE, head_dim)
+    parts = torch.bmm(narrow, wide_values).view(*shape, row_tile, head_dim)
+    out = (parts.double().cumsum(1)[:, -1] / totals).to(queries.dtype)  # [N, Hkv, tile, D]
+    out = out.transpose(1, 2).reshape(-1, num_kv_heads, head_dim)[: num_queries * group]
+    return out.view(num_queries, group, num_kv_heads, head_dim).transpose(1, 2).reshape(num_queries, num_heads, head_dim)
+
+
+def dense_attention(queries: Tensor, keys: Tensor, values: Tensor, *, buckets: Sequence[Tensor], scale: float) -> Tensor:
+    """Causal attention inside each document, differentiable: queries [T, Hq, D], keys and values [T, Hkv, D] -> [T, Hq, D].
+
+    `buckets` groups documents of similar length: each [n, L] int64 holds token indices, -1 behind a document's end. The work
+    is the sum of squared document lengths, not of the packed batch.
+    """
+    group = queries.shape[1] // keys.shape[1]
+    out = torch.empty_like(queries)
+    pieces, places = [], []
+    for index in buckets:
+        safe = index.clamp(min=0)
+        q = queries[safe].transpose(1, 2).unflatten(1, (-1, group))  # [n, Hkv, G, L, D]
+        k = keys[safe].transpose(1, 2).unsqueeze(2)
+        v = values[safe].transpose(1, 2).unsqueeze(2)
+        scores = (q @ k.transpose(-1, -2)) * scale
+        length = index.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool, device=index.device).triu(1)
+        weights = scores.masked_fill(future, float("-inf")).softmax(-1, dtype=torch.float32).to(v.dtype)
+        attended = (weights @ v).flatten(1, 2).transpose(1, 2)  # [n, L, Hq, D]
+        kept = index >= 0
+        pieces.append(attended[kept])
+        places.append(index[kept])
+    return out.index_copy(0, torch.cat(places), torch.cat(pieces).to(out.dtype))
