@@ -1,0 +1,48 @@
+"""Training settings, and the recipe of the embedded model. Frozen; a run writes its own into its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One pretraining run. Rates are per step, weights are dimensionless, `progress` means the share of steps done.
+
+    Defaults are the recipe of `glm-nano`. Where the GLM-4.5 report (arXiv 2508.06471, section 2.4) states a value, it is used
+    (Muon momentum, update RMS, weight decay, MTP weights, balance rates); the learning rate is that of small models.
+    """
+
+    num_steps: int = 5000
+    tokens_per_step: int = 6144  # whole documents, so a batch overshoots by less than one document
+    max_document_tokens: int = 1024
+    seed: int = 1
+    learning_rate: float = 3e-3
+    final_lr_ratio: float = 0.1  # cosine from learning_rate down to this share of it
+    warmup_steps: int = 60
+    weight_decay: float = 0.1
+    muon_momentum: float = 0.95
+    muon_update_rms: float = 0.2
+    adam_betas: tuple[float, float] = (0.9, 0.95)
+    grad_clip: float = 1.0
+    mtp_weight: float = 0.3
+    late_mtp_weight: float = 0.1
+    bias_update_rate: float = 1e-3  # loss-free balance; 0 in the late phase
+    late_start: float = 2 / 3  # progress at which the late phase begins
+    balance_weight: float = 1e-4
+    prompt_weight: float = 0.2  # loss on prompt tokens, so that schemas are read; it fades to 0 at `prompt_until`
+    prompt_until: float = 0.3
+    eval_every: int = 500
+    eval_episodes: int = 64  # held-out episodes per task, teacher-forced
+    save_every: int = 200
+    log_every: int = 20
+
+    def phase(self, progress: float) -> tuple[float, float]:
+        """(MTP loss weight, router bias update rate) at this point of the run."""
+        if progress < self.late_start:
+            return self.mtp_weight, self.bias_update_rate
+        return self.late_mtp_weight, 0.0
+
+    def prompt_loss_weight(self, progress: float) -> float:
+        """Weight of prompt tokens in the loss; trained tokens weigh 1."""
+        return self.prompt_weight * max(0.0, 1.0 - progress / self.prompt_until) if self.prompt_until > 0 else 0.0

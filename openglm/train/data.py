@@ -1,0 +1,108 @@
+"""From episodes to token batches: whole documents, mixed kinds, no padding, addressable by step.
+
+Batch `step` is a pure function of (seed, step), so a run that resumes sees exactly the data it would have seen.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openglm.config.train import TrainConfig
+from openglm.synth import Episode, generate, mixture
+from openglm.text.template import encode_training, render_training
+from openglm.text.tokenizer import Tokenizer
+
+STYLE = "glm-4.5"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One rendered conversation; `trained[i]` says that token i is the model's to produce."""
+
+    task: str
+    tokens: list[int]
+    trained: list[bool]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents end to end, T tokens. `next_tokens` is the token one further (0 behind a document's end).
+
+    `weights[:, d]` is the loss weight of predicting the token d + 1 further on; 0 where the document has no such token.
+    """
+
+    tokens: Tensor  # [T] int64
+    next_tokens: Tensor  # [T] int64
+    targets: Tensor  # [T, 2] int64
+    weights: Tensor  # [T, 2] fp32
+    lengths: tuple[int, ...]
+    tasks: tuple[str, ...]
+
+
+def document(tokenizer: Tokenizer, episode: Episode) -> Document:
+    """Render and encode an episode exactly as inference would show it."""
+    tokens, trained = encode_training(tokenizer, render_training(episode.conversation, STYLE))
+    return Document(episode.task, tokens, trained)
+
+
+def pack(documents: Sequence[Document], *, prompt_weight: float = 0.0) -> Batch:
+    """Join documents; trained tokens weigh 1 in the loss, others `prompt_weight`."""
+    tokens, targets, weights = [], [], []
+    for doc in documents:
+        ids = torch.tensor(doc.tokens)
+        weight = torch.where(torch.tensor(doc.trained), 1.0, prompt_weight)
+        tokens.append(ids)
+        targets.append(torch.stack([_shift(ids, 1), _shift(ids, 2)], dim=1))
+        weights.append(torch.stack([_shift(weight, 1), _shift(weight, 2)], dim=1))
+    joined = torch.cat(targets)
+    lengths = tuple(len(doc.tokens) for doc in documents)
+    return Batch(torch.cat(tokens), joined[:, 0], joined, torch.cat(weights), lengths, tuple(doc.task for doc in documents))
+
+
+def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int) -> Batch:
+    """The batch of `step`: episodes drawn from the mixture of that point of the run until the token budget is full."""
+    progress = step / config.num_steps
+    rng = random.Random(f"{config.seed}/{step}")
+    shares = mixture(progress)
+    documents: list[Document] = []
+    total = 0
+    while total < config.tokens_per_step:
+        task = rng.choices(list(shares), weights=list(shares.values()))[0]
+        doc = document(tokenizer, generate(task, rng, "train"))
+        if len(doc.tokens) <= config.max_document_tokens:
+            documents.append(doc)
+            total += len(doc.tokens)
+    return pack(documents, prompt_weight=config.prompt_loss_weight(progress))
+
+
+def heldout_batches(tokenizer: Tokenizer, tasks: Sequence[str], num_episodes: int, seed: int, tokens_per_batch: int) -> list[Batch]:
+    """`num_episodes` held-out episodes per task, packed."""
+    documents = []
+    for task in tasks:
+        rng = random.Random(f"{seed}/{task}")
+        documents += [document(tokenizer, generate(task, rng, "heldout")) for _ in range(num_episodes)]
+    return _pack_all(documents, tokens_per_batch, pack)
+
+
+def _pack_all(documents: Sequence[Document], tokens_per_batch: int, join: Callable[[Sequence[Document]], Batch]) -> list[Batch]:
+    batches, current, total = [], [], 0
+    for doc in documents:
+        current.append(doc)
+        total += len(doc.tokens)
+        if total >= tokens_per_batch:
+            batches.append(join(current))
+            current, total = [], 0
+    return batches + ([join(current)] if current else [])
+
+
+def _shift(values: Tensor, distance: int) -> Tensor:
+    """values[i + distance] at place i, zeros behind the end."""
+    shifted = torch.zeros_like(values)
+    if distance < len(values):
+        shifted[:-distance] = values[distance:]
+    return shifted

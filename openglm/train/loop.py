@@ -1,0 +1,149 @@
+"""The training loop: one batch, one backward, one optimizer step, and the record of it.
+
+A run lives in one folder: `run.json` (settings), `tokenizer.json`, `log.jsonl` (one line per report), `state.safetensors`.
+Started again in the same folder with `resume`, it goes on from the last saved step with the data of that step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from openglm.config import ModelConfig
+from openglm.config.train import TrainConfig
+from openglm.errors import DataError
+from openglm.model import ForwardContext, GlmModel
+from openglm.synth import TASKS
+from openglm.text.tokenizer import Tokenizer
+from openglm.train.balance import RouterBalance
+from openglm.train.data import Batch, heldout_batches, training_batch
+from openglm.train.loss import pretrain_losses
+from openglm.train.optimizers import build_optimizers
+from openglm.train.score import teacher_forced_accuracy
+from openglm.train.state import STATE_FILE, load_state, save_state
+
+Report = dict[str, float]
+_HELDOUT_SEED = 20_000  # far from any training seed; the held-out split is disjoint by construction anyway
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, then cosine from the peak to `final_lr_ratio` of it."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    floor = config.final_lr_ratio
+    return config.learning_rate * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+class Trainer:
+    """One run: model, optimizers, data and the folder it writes to."""
+
+    def __init__(self, folder: Path, architecture: ModelConfig, config: TrainConfig, tokenizer: Tokenizer) -> None:
+        self.folder = folder
+        self.config = config
+        self.tokenizer = tokenizer
+        self.model = GlmModel(architecture).init_weights(config.seed)
+        self.optimizers = build_optimizers(self.model, config)
+        self.balance = RouterBalance(self.model)
+        self.step = 0
+        self.tokens = 0
+        self.seconds = 0.0
+
+    @classmethod
+    def open(cls, folder: Path, architecture: ModelConfig, config: TrainConfig, tokenizer: Tokenizer, *, resume: bool) -> Trainer:
+        """Start a run in `folder`, or take up the one that is there; refuses to mix two runs."""
+        settings = {"model": architecture.to_hf(), "train": dataclasses.asdict(config)}
+        record = folder / "run.json"
+        started = (folder / STATE_FILE).exists()
+        if started and not resume:
+            raise DataError(f"{folder} already holds a run; add --resume to continue it, or choose another folder")
+        if started and json.loads(record.read_text("utf-8")) != json.loads(json.dumps(settings)):
+            raise DataError(f"{record} describes a run with other settings; resume with those, or choose another folder")
+        trainer = cls(folder, architecture, config, tokenizer)
+        folder.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        if started:
+            progress = load_state(folder, trainer.model, trainer.optimizers)
+            trainer.step, trainer.tokens, trainer.seconds = int(progress["step"]), int(progress["tokens"]), progress["seconds"]
+            _truncate_log(folder / "log.jsonl", trainer.step)
+        return trainer
+
+    def run(self, report: Callable[[Report], None]) -> None:
+        """Train to the last step; `report` receives every line that goes to the log."""
+        for batch in self._batches():
+            started = time.monotonic()
+            line = self._step(batch)
+            self.step += 1
+            self.tokens += len(batch.tokens)
+            self.seconds += time.monotonic() - started
+            finished = self.step == self.config.num_steps
+            if self.step % self.config.eval_every == 0 or finished:
+                line |= {f"heldout/{task}": accuracy for task, accuracy in self.evaluate().items()}
+            if self.step % self.config.log_every == 0 or self.step % self.config.eval_every == 0 or finished:
+                line |= {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1)}
+                line["tokens_per_second"] = round(len(batch.tokens) / (time.monotonic() - started), 1)
+                with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
+                    log.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
+                report(line)
+            if self.step % self.config.save_every == 0 or finished:
+                self.save()
+
+    def save(self) -> None:
+        """Make the present step the one a resumed run starts from."""
+        save_state(self.folder, self.model, self.optimizers, {"step": self.step, "tokens": self.tokens, "seconds": self.seconds})
+
+    def evaluate(self) -> dict[str, float]:
+        """Share of held-out episodes per task whose every trained token is the argmax; `mtp` is the draft's token accuracy."""
+        batches = heldout_batches(self.tokenizer, list(TASKS), self.config.eval_episodes, _HELDOUT_SEED, 2 * self.config.tokens_per_step)
+        return teacher_forced_accuracy(self.model, batches)
+
+    def _step(self, batch: Batch) -> Report:
+        config, progress = self.config, self.step / self.config.num_steps
+        rate = learning_rate(config, self.step)
+        mtp_weight, bias_rate = config.phase(progress)
+        ctx = ForwardContext.dense(batch.lengths, on_routing=self.balance.record)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = pretrain_losses(self.model, batch, ctx)
+        balance = self.balance.loss(ctx.attention.document_of_token, len(batch.lengths))  # type: ignore[union-attr]
+        loss = losses.trunk + mtp_weight * losses.mtp + config.balance_weight * balance
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        if not math.isfinite(float(norm)):
+            raise DataError(f"step {self.step}: the gradient is not finite; resume from the last saved state with a lower learning rate")
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        overload = self.balance.update(bias_rate)
+        return {
+            "loss": float(losses.trunk.detach()),
+            "mtp_loss": float(losses.mtp.detach()),
+            "grad_norm": float(norm),
+            "learning_rate": rate,
+            "max_violation": overload,
+        }
+
+    def _batches(self) -> Iterator[Batch]:
+        """Batches from the present step to the last, each prepared while the one before is trained on."""
+        with ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(training_batch, self.tokenizer, self.config, self.step)
+            for step in range(self.step, self.config.num_steps):
+                batch = coming.result()
+                if step + 1 < self.config.num_steps:
+                    coming = pool.submit(training_batch, self.tokenizer, self.config, step + 1)
+                yield batch
+
+
+def _truncate_log(path: Path, step: int) -> None:
+    """Drop what an interrupted run logged after its last saved step."""
+    if path.exists():
+        lines = [line for line in path.read_text("utf-8").splitlines() if line and json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in lines), "utf-8")

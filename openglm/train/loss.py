@@ -1,0 +1,38 @@
+"""Next-token loss of the trunk and of the MTP layer over one packed batch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openglm.model import ForwardContext, GlmModel
+from openglm.train.data import Batch
+
+
+class Losses(NamedTuple):
+    """Weighted mean cross-entropies in nats per token; `mtp` is 0 for a model without the layer."""
+
+    trunk: Tensor
+    mtp: Tensor
+
+
+def pretrain_losses(model: GlmModel, batch: Batch, ctx: ForwardContext) -> Losses:
+    """Forward trunk and MTP layer; only positions with a loss weight reach the head.
+
+    At position i the trunk predicts token i + 1; the MTP layer sees token i + 1 and the trunk's normed state and predicts token i + 2.
+    """
+    hidden = model(batch.tokens, ctx)
+    trunk = _weighted_mean(model, hidden, batch.targets[:, 0], batch.weights[:, 0])
+    if not model.has_mtp:
+        return Losses(trunk, torch.zeros(()))
+    drafted = model.mtp_forward(batch.next_tokens, hidden, ctx)
+    return Losses(trunk, _weighted_mean(model, drafted, batch.targets[:, 1], batch.weights[:, 1]))
+
+
+def _weighted_mean(model: GlmModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    rows = weights.nonzero().squeeze(1)
+    losses = F.cross_entropy(model.logits(hidden[rows]), targets[rows], reduction="none")
+    return (losses * weights[rows]).sum() / weights.sum().clamp(min=1e-6)
