@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +73,14 @@ class ModelConfig:
             ),
             (self.n_routed_experts % self.n_group == 0, "n_routed_experts must be a multiple of n_group"),
             (1 <= self.topk_group <= self.n_group, "topk_group must lie between 1 and n_group"),
+            (
+                self.n_group == 1 or self.n_routed_experts >= 2 * self.n_group,
+                "n_routed_experts must give every one of several groups (n_group) at least two experts",
+            ),
+            (
+                self.num_experts_per_tok <= self.topk_group * (self.n_routed_experts // self.n_group),
+                "num_experts_per_tok exceeds the experts of topk_group groups",
+            ),
             (
                 self.num_nextn_predict_layers in (0, 1),
                 "num_nextn_predict_layers must be 0 or 1 (the family has one MTP layer)",
@@ -200,10 +207,10 @@ def _either(values: dict[str, Any], first: str, second: str) -> Any:
 
 def _typed(name: str, kind: str, value: Any) -> Any:
     """Check a JSON value against the annotation of its field."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**63  # False for NaN as well
     if kind == "int" and number and value == int(value):
         return int(value)
-    if kind == "float" and number and math.isfinite(value):
+    if kind == "float" and number:
         return float(value)
     if kind == "bool" and isinstance(value, bool):
         return value
