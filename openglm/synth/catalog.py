@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from openglm.synth.split import Split
+from openglm.synth.split import Split, side
 from openglm.synth.toolset import Parameter, Request, ToolSpec
 from openglm.synth.values import Language, Value, draw, kind_of
 
@@ -42,11 +42,16 @@ class Entry:
     ask_zh: tuple[str, ...]
     fields: tuple[tuple[str, str], ...] = (("result", "word"),)
 
+    @property
+    def is_calculator(self) -> bool:
+        """True for the one tool whose requests can be answered without it."""
+        return any(slot.kind == "expression" for slot in self.slots)
+
 
 def catalogue_request(rng: random.Random, split: Split, language: Language) -> tuple[Request, Entry]:
     """A natural request and the catalogue tool that fits it."""
     entry = rng.choice(ENTRIES[split])
-    name = rng.choice(entry.names)
+    name = rng.choice(_allowed(entry.names, split))
     described = rng.random() < 0.6
     parameters: list[Parameter] = []
     texts: list[str] = []
@@ -58,7 +63,7 @@ def catalogue_request(rng: random.Random, split: Split, language: Language) -> t
             continue
         kind = kind_of(rng, slot.kind)
         parameter = Parameter(
-            rng.choice(slot.names),
+            rng.choice(_allowed(slot.names, split)),
             slot.en,
             kind,
             required=not optional,
@@ -84,6 +89,11 @@ def catalogue_request(rng: random.Random, split: Split, language: Language) -> t
 def catalogue_tool(rng: random.Random, split: Split, language: Language) -> ToolSpec:
     """A catalogue tool without a request, to stand beside others."""
     return catalogue_request(rng, split, language)[0].target
+
+
+def _allowed(names: tuple[str, ...], split: Split) -> tuple[str, ...]:
+    """In training, only names on the training side, since made-up tools of the other side may bear the others."""
+    return side(names, "train") if split == "train" else names
 
 
 def _value(rng: random.Random, kind: str, parameter: Parameter, split: Split, language: Language) -> Value:

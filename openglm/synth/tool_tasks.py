@@ -22,6 +22,7 @@ from openglm.synth.values import KINDS, Language, draw, kind_of, written
 from openglm.text.messages import JSON, Conversation, Message, ToolCall
 
 REFUSAL: dict[Language, str] = {"en": "I have no tool for that.", "zh": "我没有可以做这件事的工具。"}
+NOT_NEEDED: dict[Language, str] = {"en": "No tool needed.", "zh": "不需要工具。"}
 
 _NUM_TOOLS = (1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
 _CATALOGUE_SHARE = {"train": 0.22, "heldout": 0.15}
@@ -62,7 +63,7 @@ def tool_call_parallel(rng: random.Random, split: Split, language: Language) -> 
 def no_tool(rng: random.Random, split: Split, language: Language) -> Episode:
     """The requests of `tool_call`, but nothing in the context fits."""
     request, entry = draw_request(rng, split, language)
-    while entry is not None and "math" in entry.topics:  # without a calculator a sum is worked out, not refused
+    while entry is not None and entry.is_calculator:  # without a calculator a sum is worked out, not refused
         request, entry = draw_request(rng, split, language)
     specs = _others(rng, split, language, request, rng.choice(_NUM_TOOLS) if rng.random() < 0.93 else 0)
     thinking = rng.random() < _THINKING_SHARE
@@ -73,15 +74,14 @@ def no_tool(rng: random.Random, split: Split, language: Language) -> Episode:
 def tools_unneeded(rng: random.Random, split: Split, language: Language) -> Episode:
     """Tools are there, but the question needs none: a sum or small talk."""
     thinking = rng.random() < 0.7
-    none_needed = "No tool needed." if language == "en" else "不需要工具。"
     if rng.random() < 0.4:
         a, b = operands(rng, split)
         thinking = thinking or max(a, b) >= 100
         text, answer = question(rng, a, "+", b, language), f"{a} + {b} = {a + b}"
-        thought = f"{none_needed}\n{think_add(a, b)}"
+        thought = f"{NOT_NEEDED[language]}\n{think_add(a, b)}"
     else:
         text, answer, thought = small_talk(rng, language)
-        thought = none_needed
+        thought = NOT_NEEDED[language]
     specs = [compose_tool(rng, split, language) for _ in range(rng.choice((1, 1, 2, 3)))]
     return Episode("tools_unneeded", _conversation(rng, specs, [Message("user", text), reply(answer, thought, thinking)], thinking))
 
@@ -100,7 +100,7 @@ def tool_result(rng: random.Random, split: Split, language: Language) -> Episode
     specs = [request.target, *_others(rng, split, language, request, rng.choice((0, 0, 0, 1)))]
     rng.shuffle(specs)
     thinking = rng.random() < _THINKING_SHARE
-    values = {name: draw(rng, kind_of(rng, kind), split, language).json for name, kind in fields}
+    values = _drawn_fields(rng, split, language, fields)
     content, thought, answer = _result(rng, split, language, values, wanted)
     messages = [
         Message("user", request.text),
@@ -116,7 +116,7 @@ def follow_up(rng: random.Random, split: Split, language: Language) -> Episode:
     one, two = _same_tool_twice(rng, split, language)
     thinking = rng.random() < _THINKING_SHARE
     fields = _fields(rng, split, 1)
-    values = {name: draw(rng, kind_of(rng, kind), split, language).json for name, kind in fields}
+    values = _drawn_fields(rng, split, language, fields)
     first_text = one.text.replace(_both(one, two, language), one.values[0][1].spoken)
     value = two.values[0][1].spoken
     again = (
@@ -136,11 +136,57 @@ def follow_up(rng: random.Random, split: Split, language: Language) -> Episode:
     return Episode("follow_up", _conversation(rng, specs, messages, thinking))
 
 
+def tool_session(rng: random.Random, split: Split, language: Language) -> Episode:
+    """Two or three requests in a row over the same tools; usually one of them fits none."""
+    described = draw_language(rng, language)
+    requests: list[Request] = []
+    count = rng.choice((2, 2, 2, 3))
+    while len(requests) < count:
+        if rng.random() < 2 * _CATALOGUE_SHARE[split]:
+            request, entry = catalogue_request(rng, split, language)
+        else:
+            spec = compose_tool(rng, split, described, num_parameters=rng.choice((0, 1, 1, 1, 2)))
+            request, entry = compose_request(rng, split, language, spec), None
+        apart = all(not request.target.fits(other) and not other.target.fits(request) for other in requests)
+        if apart and not (entry and entry.is_calculator) and request.target.name not in {other.target.name for other in requests}:
+            requests.append(request)
+    misfit = rng.choice(requests) if rng.random() < 0.75 else None
+    specs = [request.target for request in requests if request is not misfit]
+    thinking = rng.random() < _THINKING_SHARE
+    messages: list[Message] = []
+    rng.shuffle(requests)
+    rng.shuffle(specs)
+    for request in requests:
+        messages.append(Message("user", request.text))
+        if request is misfit:
+            messages.append(reply(REFUSAL[language], think_call(language, request.goal, specs, []), thinking))
+            continue
+        messages.append(calling([request.call], think_call(language, request.goal, specs, [request.call]), thinking))
+        if request is requests[-1] and rng.random() < 0.6:
+            break
+        values = _drawn_fields(rng, split, language, _fields(rng, split, 1))
+        messages.append(Message("tool", json.dumps(values, ensure_ascii=False)))
+        messages.append(reply(state(values, language), think_result(values), thinking))
+        if request is not requests[-1] and rng.random() < 0.1:
+            text, answer, _ = small_talk(rng, language)
+            messages += [Message("user", text), reply(answer, NOT_NEEDED[language], thinking)]
+    return Episode("tool_session", _conversation(rng, specs, messages, thinking))
+
+
+def draw_language(rng: random.Random, language: Language) -> Language:
+    """The language in which tools are described: English, or in a Chinese conversation mostly Chinese."""
+    return "en" if language == "en" or rng.random() < 0.3 else "zh"
+
+
+def _drawn_fields(rng: random.Random, split: Split, language: Language, fields: Sequence[tuple[str, str]]) -> dict[str, JSON]:
+    return {name: draw(rng, kind_of(rng, kind), split, language).json for name, kind in fields}
+
+
 def draw_request(rng: random.Random, split: Split, language: Language) -> tuple[Request, Entry | None]:
     """A request with its fitting tool: made up, or now and then from the catalogue."""
     if rng.random() < _CATALOGUE_SHARE[split]:
         return catalogue_request(rng, split, language)
-    described: Language = "en" if language == "en" or rng.random() < 0.3 else "zh"
+    described = draw_language(rng, language)
     return compose_request(rng, split, language, compose_tool(rng, split, described)), None
 
 
@@ -232,7 +278,7 @@ def _entry_fields(rng: random.Random, entry: Entry) -> list[tuple[str, str]]:
 
 def _field_request(rng: random.Random, split: Split, language: Language, field: str) -> Request:
     """A request for one field of a thing: `What is the amount of the invoice K12?`."""
-    described: Language = "en" if language == "en" or rng.random() < 0.3 else "zh"
+    described = draw_language(rng, language)
     verb = rng.choice([v for v in VERBS if v.group == "read"])
     spec = compose_tool(rng, split, described, verb=verb, num_parameters=rng.choice((0, 1, 1, 1)), may_be_optional=False)
     plain = compose_request(rng, split, language, spec)
@@ -253,7 +299,7 @@ def _field_request(rng: random.Random, split: Split, language: Language, field: 
 def _same_tool_twice(rng: random.Random, split: Split, language: Language) -> tuple[Request, Request]:
     """One request text that names two values for the only parameter of a tool, as two requests."""
     kind = rng.choice(("city", "city", "person", "word", "code", "date"))
-    described: Language = "en" if language == "en" or rng.random() < 0.3 else "zh"
+    described = draw_language(rng, language)
     while True:
         spec = compose_tool(rng, split, described, num_parameters=1, may_be_optional=False)
         if spec.parameters[0].kind.name == kind:
@@ -287,7 +333,7 @@ def _parts(spec: ToolSpec) -> tuple[str, str]:
 
 
 def _two_tools(rng: random.Random, split: Split, language: Language) -> list[Request]:
-    described: Language = "en" if language == "en" or rng.random() < 0.3 else "zh"
+    described = draw_language(rng, language)
     while True:
         first, second = draw_noun(rng, split), draw_noun(rng, split)
         specs = [

@@ -137,14 +137,15 @@ def distractors(rng: random.Random, split: Split, language: Language, request: R
     taken = {request.target.name}
     while len(found) < count:
         draw_kind = rng.random()
+        size = rng.choice((0, 1, 1, 2))
         if verb is not None and draw_kind < 0.1:
             noun = Noun(*(request.goal.removeprefix(part) for part in (f"{verb.en} ", verb.zh)))
             if language == "zh":
                 noun = _known_noun(noun.zh, split) or draw_noun(rng, split)
             other = rng.choice([v for v in VERBS if v.group != verb.group])
-            spec = compose_tool(rng, split, language, verb=other, noun=noun)
+            spec = compose_tool(rng, split, language, verb=other, noun=noun, num_parameters=size)
         else:
-            spec = compose_tool(rng, split, language, verb=verb if draw_kind < 0.35 else None)
+            spec = compose_tool(rng, split, language, verb=verb if draw_kind < 0.35 else None, num_parameters=size)
             if spec.fits(request):
                 continue
         if spec.name not in taken:
