@@ -17,14 +17,14 @@ a marker that the model would not write at that place (a system turn right after
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal, get_args
 
 from openglm.errors import TemplateError
-from openglm.text.messages import JSON, Conversation, Message, Tool
+from openglm.text.messages import Conversation, Message, Tool
+from openglm.text.schema_types import to_json
 from openglm.text.segments import Segment, TrainingSegment
 from openglm.text.tokenizer import Tokenizer
 
@@ -203,7 +203,7 @@ def _assistant_turn(message: Message, layout: _Layout, *, kept: bool, thinking: 
             yield _control("<arg_key>", trained=True)
             yield _ordinary(key, trained=True)
             yield _control(f"</arg_key>{layout.gap}<arg_value>", trained=True)
-            yield _ordinary(value if isinstance(value, str) else _to_json(value), trained=True)
+            yield _ordinary(value if isinstance(value, str) else to_json(value), trained=True)
             yield _control(f"</arg_value>{layout.gap}", trained=True)
         yield _control("</tool_call>", trained=True)
 
@@ -223,16 +223,10 @@ def _tool_definitions(tools: tuple[Tool, ...], layout: _Layout) -> Iterator[Trai
         "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n"
     )
     for tool in tools:
-        yield _ordinary(_to_json(tool.definition))
+        yield _ordinary(to_json(tool.definition))
         yield _control("\n")
-    pairs = "".join(
-        f"<arg_key>{{arg-key-{n}}}</arg_key>{gap}<arg_value>{{arg-value-{n}}}</arg_value>{gap}" for n in (1, 2)
-    )
+    pairs = "".join(f"<arg_key>{{arg-key-{n}}}</arg_key>{gap}<arg_value>{{arg-value-{n}}}</arg_value>{gap}" for n in (1, 2))
     yield _control(
         "</tools>\n\nFor each function call, output the function name and arguments within the following XML format:\n"
         f"<tool_call>{{function-name}}{gap}{pairs}...{gap}</tool_call>"
     )
-
-
-def _to_json(value: JSON) -> str:
-    return json.dumps(value, ensure_ascii=False)
