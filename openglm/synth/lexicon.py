@@ -65,8 +65,8 @@ export:导出:export scan:扫描:scan clean:清理:clean""".split()
 )
 
 _NOUNS = _pairs("""
-invoice:发票 order:订单 ticket:工单 hotel:酒店 room:房间 train:火车 meeting:会议 calendar:日历 task:任务 note:笔记
-report:报告 folder:文件夹 photo:照片 video:视频 song:歌曲 playlist:歌单 album:专辑 movie:电影 book:图书 recipe:食谱
+invoice:发票 ticket:工单 hotel:酒店 room:房间 train:火车 meeting:会议 calendar:日历 task:任务 note:笔记
+report:报告 folder:文件夹 photo:照片 video:视频 song:歌曲 playlist:歌单 album:专辑 movie:电影 recipe:食谱
 menu:菜单 table:餐桌 coupon:优惠券 product:产品 price:价格 stock:股票 account:账户 balance:余额 payment:付款 refund:退款 loan:贷款
 contract:合同 customer:客户 employee:员工 student:学生 teacher:老师 course:课程 lesson:课 exam:考试 grade:成绩 school:学校
 doctor:医生 patient:病人 appointment:预约单 medicine:药品 clinic:诊所 address:地址 package:包裹 shipment:货运 warehouse:仓库
