@@ -141,7 +141,7 @@ def _walk(conversation: Conversation, layout: _Layout, *, training: bool = False
         previous = messages[i - 1] if i else None
         if message.role == "assistant":
             kept = i > last_user or (conversation.keep_thinking and layout.can_keep_thinking)
-            if training and kept and not conversation.thinking and _split_reasoning(message)[0]:
+            if training and kept and not conversation.thinking and split_reasoning(message)[0]:
                 raise TemplateError(
                     f"message {i} carries reasoning but thinking is off: the model could never write it; "
                     "drop the reasoning or turn thinking on",
@@ -182,7 +182,7 @@ def _user_text(text: str, layout: _Layout, *, thinking: bool) -> Iterator[Traini
 
 
 def _assistant_turn(message: Message, layout: _Layout, *, kept: bool, thinking: bool) -> Iterator[TrainingSegment]:
-    reasoning, content = _split_reasoning(message)
+    reasoning, content = split_reasoning(message)
     if kept and reasoning:
         yield _control(f"{layout.gap}<think>", trained=not layout.opening)
         yield _ordinary(reasoning.strip(), trained=True)
@@ -208,7 +208,7 @@ def _assistant_turn(message: Message, layout: _Layout, *, kept: bool, thinking: 
         yield _control("</tool_call>", trained=True)
 
 
-def _split_reasoning(message: Message) -> tuple[str, str]:
+def split_reasoning(message: Message) -> tuple[str, str]:
     """(reasoning, content). A turn without a reasoning field may carry it inside the content, as `<think>..</think>`."""
     if message.reasoning is not None or "</think>" not in message.content:
         return message.reasoning or "", message.content
