@@ -1,0 +1,227 @@
+"""`EngineConfig`: what a user may say about the engine, and `resolve`, which turns every "auto" into a number with a reason.
+
+`EngineConfig` is what flags and keyword arguments fill; None (or "auto") means "choose for me". `ResolvedEngineConfig` is what the
+engine runs with. `resolve` is pure: the same inputs give the same answer, nothing is probed here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from openglm.config.model import ModelConfig
+from openglm.errors import ConfigError
+
+DType = Literal["float32", "bfloat16", "float16"]
+LoadFormat = Literal["auto", "dummy"]
+
+PAGE_SIZE = 64  # tokens per KV page, everywhere
+ROW_TILE = 16  # rows of every matrix product in deterministic mode
+SMALL_MODEL_PARAMETERS = 1_000_000_000
+MAX_SPECULATIVE_TOKENS = 8
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the user asked for. None means automatic, where a field allows it."""
+
+    model: str | None = None
+    """A model directory; None is the embedded glm-nano. With load_format "dummy": the name of a variant."""
+    load_format: LoadFormat = "auto"
+    """"dummy" runs random weights of a named variant, to measure or to test without a checkpoint."""
+    device: str = "auto"
+    dtype: Literal["auto"] | DType = "auto"
+    num_speculative_tokens: int | None = None
+    """Draft tokens per step from the MTP layer; 0 turns speculation off."""
+    max_model_len: int | None = None
+    max_num_seqs: int | None = None
+    max_num_batched_tokens: int | None = None
+    """Tokens per step over all requests: the size of a prefill chunk."""
+    kv_cache_tokens: int | None = None
+    enable_prefix_caching: bool = True
+    deterministic: bool | None = None
+    """Results of a request do not depend, bit for bit, on what else is in the batch."""
+    threads: int | None = None
+    seed: int | None = None
+    """Seed of requests without one; None draws a fresh one at every start."""
+    max_queued_requests: int = 512
+    max_preemptions: int = 4
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model and machine could make right, naming the field."""
+        for name, low in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name} must be at least {low}, got {value}")
+        if self.num_speculative_tokens is not None and self.num_speculative_tokens > MAX_SPECULATIVE_TOKENS:
+            raise ConfigError(f"num_speculative_tokens must be at most {MAX_SPECULATIVE_TOKENS}, got {self.num_speculative_tokens}")
+        if self.dtype not in ("auto", *_BYTES):
+            raise ConfigError(f"dtype must be auto, {', '.join(_BYTES)}; got {self.dtype!r}")
+        if self.load_format not in ("auto", "dummy"):
+            raise ConfigError(f"load_format must be auto or dummy; got {self.load_format!r}")
+        if self.load_format == "dummy" and self.model is None:
+            raise ConfigError("load_format dummy needs the name of a variant as model, such as glm-nano")
+
+
+@dataclass(frozen=True)
+class ResolvedEngineConfig:
+    """What the engine runs with: every choice made."""
+
+    device: str
+    dtype: DType
+    num_speculative_tokens: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_pages: int
+    enable_prefix_caching: bool
+    row_tile: int | None
+    threads: int | None
+    seed: int | None
+    max_queued_requests: int
+    max_preemptions: int
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the engine may use: the device's name ("cpu", "cuda"), processor cores, and memory of that device in bytes."""
+
+    device: str
+    cores: int
+    memory_bytes: int
+
+
+def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
+    """Make every automatic choice; each one that was not dictated comes with a line saying why."""
+    reasons: list[str] = []
+    on_cpu = machine.device == "cpu"
+    parameters = num_parameters(model)
+    small = parameters < SMALL_MODEL_PARAMETERS
+
+    dtype: DType
+    if config.dtype != "auto":
+        dtype = config.dtype
+    elif on_cpu and small:
+        dtype = "float32"
+        reasons.append(f"dtype float32: {_count(parameters)} parameters fit easily, and fp32 is the fastest exact choice on a CPU")
+    else:
+        dtype = model.dtype  # type: ignore[assignment]  # ModelConfig admits only these names
+        reasons.append(f"dtype {dtype}: as stored in the checkpoint")
+
+    drafts = config.num_speculative_tokens
+    if not model.has_mtp:
+        if drafts:
+            raise ConfigError("num_speculative_tokens needs an MTP layer, and this model has none; use 0")
+        drafts = 0
+    elif drafts is None:
+        drafts = 1
+        reasons.append("num_speculative_tokens 1: the depth the MTP layer was trained for")
+
+    max_num_seqs = config.max_num_seqs or (16 if on_cpu else 64)
+    needed = max_num_seqs * (1 + drafts)
+    budget = config.max_num_batched_tokens
+    if budget is None:
+        budget = max(512 if on_cpu else 4096, needed + PAGE_SIZE)
+        reasons.append(f"max_num_batched_tokens {budget}: bounds the pause a long prompt causes in other streams")
+    elif budget < needed:
+        raise ConfigError(
+            f"max_num_batched_tokens {budget} is less than max_num_seqs {max_num_seqs} x (1 + {drafts} drafts) = {needed}; "
+            "raise it or lower max_num_seqs"
+        )
+
+    max_model_len, num_pages = _cache_size(config, model, machine, dtype, max_num_seqs, parameters, reasons)
+
+    deterministic = config.deterministic
+    if deterministic is None:
+        deterministic = on_cpu and small
+        if deterministic:
+            reasons.append("deterministic: fixed row tiles cost little at this size; the same request gives the same tokens in any batch")
+    threads = config.threads
+    if threads is None and on_cpu:
+        threads = machine.cores
+    resolved = ResolvedEngineConfig(
+        device=machine.device,
+        dtype=dtype,
+        num_speculative_tokens=drafts,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=budget,
+        num_pages=num_pages,
+        enable_prefix_caching=config.enable_prefix_caching,
+        row_tile=ROW_TILE if deterministic else None,
+        threads=threads,
+        seed=config.seed,
+        max_queued_requests=config.max_queued_requests,
+        max_preemptions=config.max_preemptions,
+    )
+    return resolved, tuple(reasons)
+
+
+def model_directory(model: str | None) -> Path:
+    """Where a model lies: the given directory, or the embedded glm-nano inside this package."""
+    return Path(__file__).resolve().parent.parent / "nano" if model is None else Path(model).expanduser()
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Parameters of all layers, the MTP layer included."""
+    h = model.hidden_size
+    attention = h * (model.query_dim + 2 * model.kv_dim) + model.query_dim * h
+    expert = 3 * h * model.moe_intermediate_size
+    moe = model.n_routed_experts * (expert + h) + model.n_shared_experts * expert
+    layers = range(model.num_kv_layers)
+    mlps = sum(moe if model.is_moe_layer(i) else 3 * h * model.intermediate_size for i in layers)
+    return 2 * model.vocab_size * h + len(layers) * attention + mlps + model.num_nextn_predict_layers * 2 * h * h
+
+
+def _cache_size(
+    config: EngineConfig,
+    model: ModelConfig,
+    machine: Machine,
+    dtype: DType,
+    max_num_seqs: int,
+    parameters: int,
+    reasons: list[str],
+) -> tuple[int, int]:
+    """`max_model_len` and the number of pages: as many full-length requests as may run, as far as memory goes."""
+    max_model_len = config.max_model_len or model.max_position_embeddings
+    if max_model_len > model.max_position_embeddings:
+        raise ConfigError(f"max_model_len {max_model_len} exceeds the model's max_position_embeddings {model.max_position_embeddings}")
+    per_token = 2 * model.kv_dim * model.num_kv_layers * _BYTES[dtype]
+    weights = parameters * _BYTES[dtype]
+    share = 0.5 if machine.device == "cpu" else 0.9
+    fits = int(share * machine.memory_bytes - weights) // per_token // PAGE_SIZE * PAGE_SIZE
+    tokens = config.kv_cache_tokens
+    if tokens is None:
+        wanted = max_num_seqs * -(-max_model_len // PAGE_SIZE) * PAGE_SIZE
+        tokens = min(wanted, fits)
+        if tokens < PAGE_SIZE:
+            raise ConfigError(
+                f"the weights need {weights / 2**30:.1f} GiB of {machine.memory_bytes / 2**30:.1f} GiB and leave no room for a KV cache"
+            )
+        why = f"{max_num_seqs} requests of full length" if tokens == wanted else f"what {share:.0%} of memory leaves beside the weights"
+        reasons.append(f"kv_cache_tokens {tokens} ({tokens * per_token / 2**20:.0f} MiB): {why}")
+    num_pages = -(-tokens // PAGE_SIZE)
+    if num_pages * PAGE_SIZE < max_model_len:
+        if config.max_model_len is not None:
+            raise ConfigError(f"max_model_len {max_model_len} does not fit a KV cache of {tokens} tokens; lower one or raise the other")
+        max_model_len = num_pages * PAGE_SIZE
+        reasons.append(f"max_model_len {max_model_len}: the KV cache holds no longer request")
+    return max_model_len, num_pages
+
+
+_LOWEST = {
+    "num_speculative_tokens": 0,
+    "max_model_len": 2,
+    "max_num_seqs": 1,
+    "max_num_batched_tokens": 1,
+    "kv_cache_tokens": PAGE_SIZE,
+    "threads": 1,
+    "max_queued_requests": 0,
+    "max_preemptions": 0,
+}
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"

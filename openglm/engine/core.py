@@ -1,0 +1,328 @@
+"""`EngineCore`: the loop body of the engine. One call of `step` takes every running request one step further.
+
+    schedule -> prepare -> forward -> sample and accept -> settle -> draft -> output
+
+Synchronous and single-threaded; who calls it (an offline loop, the engine process) decides about waiting and transport. A request
+that fails - logits that are not finite, an error in its own sampling or stop check - ends alone: its pages are wiped and never
+published, and the rest of the batch goes on. Only an exception of the batch as a whole leaves `step`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import struct
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import Tensor
+
+from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
+from openglm.engine.request import EngineOutput, FinishReason, GenerationRequest, RequestFailure, validate_request
+from openglm.engine.runner import Batch, Runner, Span
+from openglm.engine.sampler import Sampled, Sampler, SamplingRow
+from openglm.engine.scheduler import Scheduler, SchedulerLimits
+from openglm.engine.sequence import Sequence
+from openglm.engine.speculation import MTPProposer, Proposer, Settled, longest_match
+from openglm.engine.stats import EngineStats, StepTimes
+from openglm.engine.stop import Detokenizer, StopChecker
+from openglm.errors import RequestError
+from openglm.model import GlmModel
+
+logger = logging.getLogger(__name__)
+
+CHECK_EVERY_STEPS = 256
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one sequence gets out of a step: its new tokens, and whether and why it ends."""
+
+    span: Span
+    kept: tuple[Sampled, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    hide_last: bool = False  # the last token is a stop id, which is no part of the output
+    failure: RequestFailure | None = None
+
+
+class EngineCore:
+    """Requests in (`add`, `abort`), outputs out (`step`)."""
+
+    def __init__(
+        self,
+        model: GlmModel,
+        config: ResolvedEngineConfig,
+        *,
+        num_tokens: int | None = None,
+        stop_ids: Seq[int] = (),
+        detokenizer: Callable[[], Detokenizer] | None = None,
+    ) -> None:
+        """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings."""
+        self.config = config
+        self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
+        self.stop_ids = frozenset(stop_ids)
+        self.scheduler = Scheduler(
+            SchedulerLimits(
+                num_pages=config.num_pages,
+                page_size=PAGE_SIZE,
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=config.max_num_batched_tokens,
+                max_queued_requests=config.max_queued_requests,
+                num_speculative_tokens=config.num_speculative_tokens,
+                prefix_caching=config.enable_prefix_caching,
+                max_preemptions=config.max_preemptions,
+            )
+        )
+        self.runner = Runner(model, config)
+        self.sampler = Sampler(self.num_tokens)
+        self.proposer: Proposer | None = None
+        if config.num_speculative_tokens:
+            self.proposer = MTPProposer(self.runner, num_tokens=self.num_tokens)
+        self._detokenizer = detokenizer
+        self._live: dict[str, tuple[Sequence, StopChecker]] = {}
+        self._seed = secrets.randbits(63) if config.seed is None else config.seed
+        self._num_arrivals = 0
+        self.reset_stats()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a call of `step` would do anything."""
+        return self.scheduler.has_work
+
+    def add(self, request: GenerationRequest) -> None:
+        """Take a request in; raises `RequestError` or `QueueFullError`, after which the engine knows nothing of it."""
+        validate_request(request, num_tokens=self.num_tokens, max_model_len=self.config.max_model_len)
+        params = request.params
+        if request.id in self._live:
+            raise RequestError(f"a request with id {request.id!r} is running already", param="id")
+        if params.stop and self._detokenizer is None:
+            raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_token_ids", param="stop")
+        self._num_arrivals += 1
+        seed = _derived_seed(self._seed, self._num_arrivals) if params.seed is None else params.seed
+        sequence = Sequence(request, arrival=self._num_arrivals, max_model_len=self.config.max_model_len, seed=seed)
+        self.scheduler.add(sequence)
+        detokenizer = self._detokenizer() if params.stop and self._detokenizer is not None else None
+        self._live[request.id] = (sequence, StopChecker(params, self.stop_ids, detokenizer))
+
+    def abort(self, request_id: str) -> EngineOutput | None:
+        """End a request now and free its pages; None when it is not (or no longer) known."""
+        entry = self._live.get(request_id)
+        if entry is None:
+            return None
+        self._remove(entry[0], "abort")
+        return EngineOutput(request_id, [], finish_reason="abort", num_prompt_tokens=entry[0].num_prompt)
+
+    @torch.inference_mode()
+    def step(self) -> list[EngineOutput]:
+        """One step for every request that fits; returns what is new for whom."""
+        clock = _Clock(self._stats.times)
+        plan = self.scheduler.schedule()
+        clock.lap("schedule")
+        if not plan:
+            return []
+        batch = self.runner.prepare(plan)
+        clock.lap("prepare")
+        hidden = self.runner.forward(batch)
+        logits = self.runner.logits(self.runner.take(hidden, batch.logit_rows)) if batch.logit_rows else None
+        clock.lap("forward")
+        verdicts = self._choose(batch, logits) if logits is not None else []
+        clock.lap("sample")
+        settled = self._settle(batch, verdicts)
+        clock.lap("output")
+        self._draft(settled, hidden)
+        clock.lap("draft")
+        outputs = [self._conclude(verdict) for verdict in verdicts]
+        self._stats.num_steps += 1
+        if self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
+            self.check_pages()
+        clock.lap("output")
+        return outputs
+
+    def stats(self) -> EngineStats:
+        """A snapshot of all counters."""
+        scheduler, pool = self.scheduler, self.scheduler.pool
+        return msgspec.structs.replace(
+            self._stats,
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_finished=dict(self._stats.num_finished),
+            num_preemptions=scheduler.num_preemptions,
+            pages_total=pool.num_pages,
+            pages_free=pool.num_free,
+            pages_cached=pool.num_cached,
+            pages_held=pool.num_held,
+            num_evicted_pages=pool.num_evicted,
+            prompt_tokens_looked_up=scheduler.num_prompt_tokens_looked_up,
+            prompt_tokens_cached=scheduler.num_prompt_tokens_cached,
+            drafted_by_position=list(self._stats.drafted_by_position),
+            accepted_by_position=list(self._stats.accepted_by_position),
+            times=msgspec.structs.replace(self._stats.times),
+        )
+
+    def reset_stats(self) -> None:
+        """Start counting anew."""
+        depth = self.config.num_speculative_tokens
+        self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""
+        self.scheduler.pool.forget()
+
+    def check_pages(self) -> None:
+        """Verify the page accounting; a mismatch is logged and counted, and the pool is built anew - never a crash."""
+        problem = self.scheduler.check()
+        if problem is not None:
+            self._stats.kv_accounting_errors += 1
+            logger.error("KV page accounting is wrong (%s); starting over with an empty pool, running requests are recomputed", problem)
+            self.scheduler.rebuild()
+
+    def _choose(self, batch: Batch, logits: Tensor) -> list[Verdict]:
+        """Sample every row in one go, then judge each sequence for itself; an error is that of one sequence."""
+        spans = [span for span in batch.spans if span.num_logits]
+        rows = [_sampling_rows(span) for span in spans]
+        try:
+            together = self.sampler.sample(logits, [row for group in rows for row in group])
+        except Exception:
+            logger.exception("sampling %d requests together failed; sampling each alone", len(spans))
+            together = None
+        verdicts = []
+        end = 0
+        for span, own in zip(spans, rows, strict=True):
+            start, end = end, end + len(own)
+            try:
+                chosen = self.sampler.sample(logits[start:end], own) if together is None else together[start:end]
+                verdicts.append(self._accept(span, chosen))
+            except Exception as error:
+                logger.exception("choosing the next token of request %s failed", span.sequence.id)
+                failure = RequestFailure("internal", f"the next token could not be chosen ({type(error).__name__})")
+                verdicts.append(Verdict(span, finish_reason="error", failure=failure))
+        return verdicts
+
+    def _accept(self, span: Span, chosen: list[Sampled]) -> Verdict:
+        """Keep the tokens up to and including the first that differs from its draft, or that ends the request."""
+        sequence, stop_checker = self._live[span.sequence.id]
+        num_right = longest_match(sequence.drafts, [row.token for row in chosen])
+        kept: list[Sampled] = []
+        for row in chosen[: num_right + 1]:
+            if not row.finite:
+                failure = RequestFailure("not_finite", "the model's output is not finite (NaN or infinity)")
+                return Verdict(span, finish_reason="error", failure=failure)
+            kept.append(row)
+            stop = stop_checker.check(row.token)
+            if stop is not None:
+                return Verdict(span, tuple(kept), "stop", stop.reason, hide_last=not stop.keep_token)
+            if len(sequence.tokens) + len(kept) >= sequence.max_total:
+                return Verdict(span, tuple(kept), "length")
+        return Verdict(span, tuple(kept))
+
+    def _settle(self, batch: Batch, verdicts: Seq[Verdict]) -> list[Settled]:
+        """Write what each sequence keeps of the step into it; returns the part that the proposer must process."""
+        settled = []
+        in_order = iter(verdicts)  # one per span that has logits
+        for span in batch.spans:
+            sequence = span.sequence
+            if not span.num_logits:  # still inside its prompt
+                sequence.computed += span.num_rows
+                self._stats.num_prefill_tokens += span.num_rows
+                settled.append(Settled(sequence, span.first_row, span.num_rows, span.start, depth=0))
+                continue
+            verdict = next(in_order)
+            if verdict.failure is not None:
+                sequence.healthy = False
+                continue
+            self._count(span, len(verdict.kept))
+            num_rows = span.num_rows - span.num_logits + len(verdict.kept)
+            sequence.computed += num_rows
+            sequence.tokens += [row.token for row in verdict.kept]
+            sequence.drafts = []
+            depth = 0
+            if verdict.finish_reason is None:
+                depth = min(self.config.num_speculative_tokens, sequence.max_total - len(sequence.tokens) - 1)
+            elif sequence.computed // PAGE_SIZE <= sequence.num_published:
+                continue  # it ends without a new page for the prefix cache: nothing of it will be used again
+            settled.append(Settled(sequence, span.first_row, num_rows, span.start, depth))
+        return settled
+
+    def _draft(self, settled: Seq[Settled], hidden: Tensor) -> None:
+        """Bring the proposer up to date with the settled tokens and take its drafts for the next step."""
+        if self.proposer is None or not settled:
+            return
+        for item, drafts in zip(settled, self.proposer.propose(settled, hidden), strict=True):
+            item.sequence.drafts = drafts or []
+            if drafts is None:
+                item.sequence.healthy = False
+
+    def _conclude(self, verdict: Verdict) -> EngineOutput:
+        """Publish what is complete, end what is done, and say what is new."""
+        sequence = verdict.span.sequence
+        if verdict.failure is None:  # finite logits: every position they attended to is sound
+            self.scheduler.publish(sequence, sequence.computed)
+        if verdict.finish_reason is not None:
+            self._remove(sequence, verdict.finish_reason)
+        shown = verdict.kept[:-1] if verdict.hide_last else verdict.kept
+        return EngineOutput(
+            sequence.id,
+            [row.token for row in shown],
+            [row.logprobs for row in shown if row.logprobs is not None] if sequence.params.logprobs is not None else None,
+            verdict.finish_reason,
+            verdict.stop_reason,
+            sequence.num_prompt,
+            sequence.num_cached,
+            sequence.num_drafted,
+            sequence.num_accepted,
+            verdict.failure,
+        )
+
+    def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
+        """The one place where a request leaves the engine."""
+        if reason == "error":
+            pool = self.scheduler.pool
+            self.runner.zero_pages([p for p in sequence.pages if pool.num_users(p) == 1 and not pool.is_published(p)])
+        self.scheduler.finish(sequence)
+        del self._live[sequence.id]
+        self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
+
+    def _count(self, span: Span, num_kept: int) -> None:
+        sequence, stats = span.sequence, self._stats
+        num_drafts = len(sequence.drafts)
+        num_accepted = num_kept - 1
+        for position in range(num_drafts):
+            stats.drafted_by_position[position] += 1
+            stats.accepted_by_position[position] += position < num_accepted
+        sequence.num_drafted += num_drafts
+        sequence.num_accepted += num_accepted
+        stats.num_generated_tokens += num_kept
+        if span.num_rows > span.num_logits or not sequence.num_output:
+            stats.num_prefill_tokens += span.num_rows - num_drafts
+
+
+class _Clock:
+    """Adds the time since the last lap to a field of the step times."""
+
+    def __init__(self, times: StepTimes) -> None:
+        self._times = times
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        setattr(self._times, name, getattr(self._times, name) + now - self._last)
+        self._last = now
+
+
+def _sampling_rows(span: Span) -> list[SamplingRow]:
+    sequence = span.sequence
+    position = len(sequence.tokens)  # of the token that the first row decides
+    return [SamplingRow(sequence.params, sequence.seed, position + i) for i in range(span.num_logits)]
+
+
+def _derived_seed(base: int, arrival: int) -> int:
+    """The seed of a request that brought none."""
+    digest = hashlib.blake2b(struct.pack("<qq", base, arrival), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)

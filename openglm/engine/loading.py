@@ -1,0 +1,126 @@
+"""From an `EngineConfig` to a running `EngineCore`: find the model, resolve the configuration, load, warm up."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openglm import env
+from openglm.checkpoint import load_config, load_model
+from openglm.config import ModelConfig, variant
+from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
+from openglm.engine.core import EngineCore
+from openglm.engine.request import GenerationRequest, SamplingParams
+from openglm.errors import CheckpointError, ConfigError
+from openglm.model import GlmModel
+from openglm.text.detokenizer import IncrementalDetokenizer
+from openglm.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+OnPhase = Callable[[str], None]
+_WARM_UP_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    """An engine ready for requests, and how it came to be configured."""
+
+    core: EngineCore
+    tokenizer: Tokenizer | None  # None with load_format "dummy"
+    reasons: tuple[str, ...]
+
+
+def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> LoadedEngine:
+    """Load the model and build its engine. `on_phase` hears what is being done, for whoever waits.
+
+    Raises `ConfigError` or `CheckpointError` when the model cannot be used as asked.
+    """
+    tell = on_phase or (lambda _: None)
+    tell("reading the configuration")
+    directory = model_directory(config.model) if config.load_format == "auto" else None
+    model_config = load_config(directory) if directory is not None else variant(config.model or "")
+    machine = this_machine(config.device)
+    resolved, reasons = resolve(config, model_config, machine)
+    if resolved.threads is not None and config.threads is not None:
+        torch.set_num_threads(resolved.threads)
+    tell("loading weights")
+    tokenizer: Tokenizer | None = None
+    if directory is None:
+        model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
+        core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
+    else:
+        tokenizer = Tokenizer.from_dir(directory)
+        model = load_model(
+            directory,
+            dtype=getattr(torch, resolved.dtype),
+            device=machine.device,
+            allow_missing_mtp=config.num_speculative_tokens == 0,
+        )
+        core = core_of(model, resolved, tokenizer, stop_ids=stop_ids(directory, model_config, tokenizer))
+    tell("warming up")
+    warm_up(core)
+    return LoadedEngine(core, tokenizer, reasons)
+
+
+def core_of(model: GlmModel, config: ResolvedEngineConfig, tokenizer: Tokenizer, *, stop_ids: tuple[int, ...] | None = None) -> EngineCore:
+    """An engine over a model in memory and its tokenizer."""
+    if tokenizer.num_tokens > model.config.vocab_size:
+        raise CheckpointError(f"the tokenizer has {tokenizer.num_tokens} tokens, the model's vocabulary only {model.config.vocab_size}")
+    return EngineCore(
+        model,
+        config,
+        num_tokens=tokenizer.num_tokens,
+        stop_ids=tokenizer.stop_ids if stop_ids is None else stop_ids,
+        detokenizer=lambda: IncrementalDetokenizer(tokenizer, skip_special=False),
+    )
+
+
+def stop_ids(directory: Path, config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Every id that ends a turn, according to the tokenizer's role markers, config.json or generation_config.json."""
+    generation = _read_json(directory / "generation_config.json").get("eos_token_id", [])
+    listed = generation if isinstance(generation, list) else [generation]
+    if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in listed):
+        raise CheckpointError(f"{directory / 'generation_config.json'}: eos_token_id must hold ids below {config.vocab_size}")
+    return tuple(dict.fromkeys((*tokenizer.stop_ids, *config.eos_token_id, *listed)))
+
+
+def this_machine(device: str = "auto") -> Machine:
+    """Cores and memory of the device that "auto" or a name means."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        cores = env.num_threads() or len(os.sched_getaffinity(0))
+        return Machine("cpu", cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if device.partition(":")[0] != "cuda" or not torch.cuda.is_available():
+        raise ConfigError(f"device {device!r} is not usable here; use auto, cpu or cuda")
+    free, _ = torch.cuda.mem_get_info(device)
+    return Machine(device, os.cpu_count() or 1, free)
+
+
+def warm_up(core: EngineCore) -> None:
+    """Run one short request, so that the first user does not pay for lazy initialisation; leaves no trace in the cache."""
+    prompt = [i % core.num_tokens for i in range(_WARM_UP_TOKENS)]
+    core.add(GenerationRequest("warm-up", prompt, SamplingParams(max_tokens=4, top_p=0.9, seed=0, ignore_eos=True)))
+    while core.has_work:
+        core.step()
+    core.reset_stats()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return data

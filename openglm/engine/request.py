@@ -1,0 +1,180 @@
+"""What crosses the engine's border: requests in, outputs out. Token ids only; text and dialects live above.
+
+The structs are msgspec structs because they also cross a process border, as msgpack. Every limit is checked here, at the
+engine's own gate, whatever the server in front has checked already. Owns no behaviour besides validation.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+
+from openglm.errors import ContextLengthError, EngineDeadError, EngineError, OpenGLMError, RequestError
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+FailureCode = Literal["invalid_request", "context_length_exceeded", "queue_full", "not_finite", "internal", "engine_dead"]
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_CHARS = 256
+MAX_STOP_TOKEN_IDS = 128
+MAX_LOGPROBS = 20
+MAX_TEMPERATURE = 2.0
+MAX_REQUEST_ID_CHARS = 128
+GREEDY_BELOW = 1e-5  # temperatures below this are greedy: dividing logits by them would leave fp32
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How to choose the next tokens and when to stop. Limits that need no model are checked on construction."""
+
+    max_tokens: int | None = None
+    """Tokens to generate at most; None means up to the context's end. More than fits is cut to what fits."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 or -1 means no limit."""
+    min_p: float = 0.0
+    seed: int | None = None
+    """Same seed, same prompt, same tokens, whatever else runs in the batch and whether drafts are used."""
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    """Keep going over the model's own stop ids; `stop_token_ids` still end the request."""
+    logprobs: int | None = None
+    """None: none. n: the chosen token's log probability and the n most likely alternatives at every position."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no model could honour, naming the parameter."""
+        if self.max_tokens is not None:
+            _whole("max_tokens", self.max_tokens, 1, None)
+        _real("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        _real("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise RequestError("top_p must lie above 0; use temperature 0 for greedy decoding", param="top_p")
+        _whole("top_k", self.top_k, -1, None)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            _whole("seed", self.seed, -(2**63), 2**63 - 1)
+        if self.logprobs is not None:
+            _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        _count("stop", len(self.stop), MAX_STOP_STRINGS)
+        for text in self.stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
+                raise RequestError(f"every stop string must have 1 to {MAX_STOP_STRING_CHARS} characters", param="stop")
+        _count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
+        for token in self.stop_token_ids:
+            _whole("stop_token_ids", token, 0, None)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken at every position."""
+        return self.temperature < GREEDY_BELOW
+
+
+class GenerationRequest(msgspec.Struct, frozen=True):
+    """One prompt to continue. `id` is unique among the sender's running requests."""
+
+    id: str
+    prompt_ids: list[int]
+    params: SamplingParams = msgspec.field(default_factory=SamplingParams)
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    """Log probabilities at one position, of the model's own distribution (before temperature and filters)."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens and their log probabilities, best first."""
+
+
+class RequestFailure(msgspec.Struct, frozen=True):
+    """Why a request ended with finish reason "error"."""
+
+    code: FailureCode
+    message: str
+    param: str | None = None
+
+    def to_error(self) -> OpenGLMError:
+        """The exception that says the same."""
+        match self.code:
+            case "context_length_exceeded":
+                return ContextLengthError(self.message, param=self.param)
+            case "invalid_request":
+                return RequestError(self.message, param=self.param)
+            case "engine_dead":
+                return EngineDeadError(self.message)
+            case _:
+                return EngineError(self.message)
+
+
+class EngineOutput(msgspec.Struct, omit_defaults=True):
+    """What one step added to one request. Exactly one output of a request has a `finish_reason`: its last."""
+
+    request_id: str
+    token_ids: list[int]
+    """New tokens. The stop id that ended the request is not among them; it is the `stop_reason`."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One entry per new token when the request asked for them."""
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    """The stop string or stop id that ended the request."""
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    """Prompt tokens whose KV came from the prefix cache."""
+    num_drafted: int = 0
+    """Draft tokens verified so far for this request, and how many of them were right."""
+    num_accepted: int = 0
+    error: RequestFailure | None = None
+
+
+def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_len: int) -> None:
+    """Refuse a request that this model cannot run: an empty or too long prompt, or ids outside the vocabulary."""
+    if not 1 <= len(request.id) <= MAX_REQUEST_ID_CHARS:
+        raise RequestError(f"a request id must have 1 to {MAX_REQUEST_ID_CHARS} characters", param="id")
+    prompt = request.prompt_ids
+    if not prompt:
+        raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
+    if len(prompt) >= max_model_len:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt)} tokens, which leaves no room in the context of {max_model_len}; shorten the prompt"
+        )
+    lowest, highest = min(prompt), max(prompt)
+    if lowest < 0 or highest >= num_tokens:
+        wrong = lowest if lowest < 0 else highest
+        raise RequestError(f"the prompt holds token id {wrong}; ids run from 0 to {num_tokens - 1}", param="prompt")
+    for token in request.params.stop_token_ids:
+        if token >= num_tokens:
+            raise RequestError(f"stop_token_ids holds {token}; ids run from 0 to {num_tokens - 1}", param="stop_token_ids")
+
+
+def _whole(name: str, value: int, low: int | None, high: int | None) -> None:
+    """Check an integer that may come from a caller without static types; bool is no integer here."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestError(f"{name} must be an integer, got {type(value).__name__}", param=name)
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise RequestError(f"{name} must be {_range(low, high)}, got {_shown(value)}", param=name)
+
+
+def _real(name: str, value: float, low: float, high: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise RequestError(f"{name} must be a number, got {type(value).__name__}", param=name)
+    if not (math.isfinite(value) if isinstance(value, float) else True) or not low <= value <= high:
+        raise RequestError(f"{name} must be {_range(low, high)}, got {_shown(value)}", param=name)
+
+
+def _count(name: str, count: int, limit: int) -> None:
+    if count > limit:
+        raise RequestError(f"{name} holds {count} entries; at most {limit} are taken", param=name)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"at most {high}"
+    return f"at least {low}" if high is None else f"between {low} and {high}"
+
+
+def _shown(value: float) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) or abs(value) < 10**18 else "a far larger number"
+    return text if isinstance(value, float) or abs(value) >= 10**18 else str(value)

@@ -1,0 +1,71 @@
+"""`Sequence`: one request while the engine works on it - its tokens, its pages, and how far it got. No tensors.
+
+Positions are counted from the prompt's first token. `tokens` holds the prompt and everything accepted so far; the last token has
+been chosen but not yet processed, so a sequence that decodes has `computed == len(tokens) - 1`. Drafts are guesses for
+what follows `tokens`; they are processed with it and kept only as far as they turn out right.
+"""
+
+from __future__ import annotations
+
+from openglm.engine.pages import PageKey, page_key
+from openglm.engine.request import GenerationRequest
+
+
+class Sequence:
+    """Mutable state of one request; the scheduler and the engine core are its only writers."""
+
+    __slots__ = (
+        "admission", "arrival", "computed", "drafts", "healthy", "id", "keys", "max_total", "num_accepted", "num_cached", "num_drafted",
+        "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "seed", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, request: GenerationRequest, *, arrival: int, max_model_len: int, seed: int) -> None:
+        self.id = request.id
+        self.params = request.params
+        self.tokens = list(request.prompt_ids)
+        self.num_prompt = len(self.tokens)
+        room = max_model_len - self.num_prompt
+        self.max_total = self.num_prompt + (room if self.params.max_tokens is None else min(self.params.max_tokens, room))
+        self.arrival = arrival
+        self.seed = seed
+        self.row = -1  # place in the runner's page table while running
+        self.admission = 0  # differs every time the sequence (re)starts with other pages
+        self.healthy = True  # False once anything not finite was seen: its pages are then never published
+        self.computed = 0  # positions whose KV is in the pages
+        self.drafts: list[int] = []
+        self.pages: list[int] = []
+        self.keys: list[PageKey] = []  # of the complete pages so far, computed once
+        self.num_published = 0  # leading pages that are shared or have been offered
+        self.num_cached = 0
+        self.num_preempted = 0
+        self.num_drafted = 0
+        self.num_accepted = 0
+
+    @property
+    def pending(self) -> int:
+        """Tokens (drafts included) that still have to be processed."""
+        return len(self.tokens) + len(self.drafts) - self.computed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether only the newest token (and drafts) is left to process."""
+        return self.computed == len(self.tokens) - 1
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.num_prompt
+
+    def window(self, num_tokens: int) -> list[int]:
+        """The next `num_tokens` tokens to process, drafts included."""
+        end = self.computed + num_tokens
+        known = self.tokens[self.computed : end]
+        return known + self.drafts[: num_tokens - len(known)] if len(known) < num_tokens else known
+
+    def page_keys(self, count: int, *, page_size: int, lookahead: int, root: PageKey) -> list[PageKey]:
+        """Keys of the first `count` pages; their tokens, and the `lookahead` behind them, must be known."""
+        keys = self.keys
+        while len(keys) < count:
+            start = len(keys) * page_size
+            keys.append(page_key(keys[-1] if keys else root, self.tokens[start : start + page_size + lookahead]))
+        return keys[:count]

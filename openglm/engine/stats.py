@@ -1,0 +1,42 @@
+"""What the engine counts: cheap enough to stay on, sent to whoever asks as one struct. No tensors."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class StepTimes(msgspec.Struct):
+    """Seconds spent in each part of the steps so far. `forward` includes the head, `draft` the whole MTP work."""
+
+    schedule: float = 0.0
+    prepare: float = 0.0
+    forward: float = 0.0
+    sample: float = 0.0
+    draft: float = 0.0
+    output: float = 0.0
+
+
+class EngineStats(msgspec.Struct):
+    """Totals since the engine started, and the present state of queue and pages."""
+
+    num_steps: int = 0
+    num_prefill_tokens: int = 0
+    """Prompt tokens processed (cached ones are not)."""
+    num_generated_tokens: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_finished: dict[str, int] = msgspec.field(default_factory=dict)
+    """Ended requests by finish reason."""
+    num_preemptions: int = 0
+    pages_total: int = 0
+    pages_free: int = 0
+    pages_cached: int = 0
+    pages_held: int = 0
+    num_evicted_pages: int = 0
+    kv_accounting_errors: int = 0
+    prompt_tokens_looked_up: int = 0
+    prompt_tokens_cached: int = 0
+    drafted_by_position: list[int] = msgspec.field(default_factory=list)
+    """How often a draft at depth 1, 2, ... was verified, and how often it was right."""
+    accepted_by_position: list[int] = msgspec.field(default_factory=list)
+    times: StepTimes = msgspec.field(default_factory=StepTimes)
