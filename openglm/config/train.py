@@ -13,8 +13,8 @@ class TrainConfig:
     (Muon momentum, update RMS, weight decay, MTP weights, balance rates); the learning rate is that of small models.
     """
 
-    num_steps: int = 5000
-    tokens_per_step: int = 6144  # whole documents, so a batch overshoots by less than one document
+    num_steps: int = 3000
+    tokens_per_step: int = 8192  # whole documents, so a batch overshoots by less than one document
     max_document_tokens: int = 1024
     seed: int = 1
     learning_rate: float = 3e-3
@@ -32,9 +32,9 @@ class TrainConfig:
     balance_weight: float = 1e-4
     prompt_weight: float = 0.2  # loss on prompt tokens, so that schemas are read; it fades to 0 at `prompt_until`
     prompt_until: float = 0.3
-    eval_every: int = 500
-    eval_episodes: int = 64  # held-out episodes per task, teacher-forced
-    save_every: int = 200
+    eval_every: int = 400
+    eval_episodes: int = 32  # held-out episodes per task, teacher-forced
+    save_every: int = 100
     log_every: int = 20
 
     def phase(self, progress: float) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openglm.config import ModelConfig
-from openglm.ops import PAGE_SIZE, Routing
+from openglm.ops import PAGE_SIZE, Bucket, Routing
 
 OnRouting = Callable[[int, Routing], None]
 
@@ -35,8 +35,7 @@ class DenseBatch:
 
     lengths: Sequence[int]
     device: torch.device | str = "cpu"
-    buckets: tuple[Tensor, ...] = field(init=False)
-    document_of_token: Tensor = field(init=False)  # [T] int64
+    buckets: tuple[Bucket, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         """Group documents by length, rounded up to 1.25-fold steps, so that little of the attention is padding."""
@@ -49,12 +48,11 @@ class DenseBatch:
             by_width.setdefault(_bucket_width(length), []).append(document)
         buckets = []
         for documents in by_width.values():
-            offsets = torch.arange(max(self.lengths[d] for d in documents))
-            index = starts[documents].unsqueeze(1) + offsets
-            buckets.append(torch.where(offsets < lengths[documents].unsqueeze(1), index, -1))
-        document_of_token = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        object.__setattr__(self, "buckets", tuple(bucket.to(self.device) for bucket in buckets))
-        object.__setattr__(self, "document_of_token", document_of_token.to(self.device))
+            width = max(self.lengths[d] for d in documents)
+            rows, columns = (torch.arange(width) < lengths[documents].unsqueeze(1)).nonzero(as_tuple=True)
+            tokens, cells = starts[documents][rows] + columns, rows * width + columns
+            buckets.append(Bucket(tokens.to(self.device), cells.to(self.device), len(documents), width))
+        object.__setattr__(self, "buckets", tuple(buckets))
 
 
 @dataclass(frozen=True)

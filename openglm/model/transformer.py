@@ -6,6 +6,7 @@ The model is a plain single-device module. It reads nothing but its weights, the
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openglm import ops
@@ -63,7 +64,7 @@ class GlmModel(nn.Module):
 
     def forward(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
         """tokens [T] int64 -> hidden states [T, H] after the final norm."""
-        x = self.embed_tokens[tokens]
+        x = F.embedding(tokens, self.embed_tokens)
         rope = self.rope[ctx.positions]
         for layer in self.layers:
             x = layer(x, rope, ctx)
@@ -77,7 +78,7 @@ class GlmModel(nn.Module):
         """
         if self.mtp is None:
             raise ValueError("this model has no MTP layer")
-        out: Tensor = self.mtp(self.embed_tokens[next_tokens], hidden, self.rope[ctx.positions], ctx)
+        out: Tensor = self.mtp(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
         return out
 
     def logits(self, hidden: Tensor, *, row_tile: int | None = None) -> Tensor:

@@ -4,7 +4,7 @@ Every op has a plain torch version in `ops.reference` that is its specification.
 the op here; everything above imports from this package only.
 """
 
-from openglm.ops.reference.attention import PAGE_SIZE, dense_attention, paged_attention, write_kv
+from openglm.ops.reference.attention import PAGE_SIZE, Bucket, dense_attention, paged_attention, write_kv
 from openglm.ops.reference.experts import Routing, balance_loss, experts_mlp, route
 from openglm.ops.reference.linear import linear
 from openglm.ops.reference.norm import rms_norm
@@ -13,6 +13,7 @@ from openglm.ops.reference.swiglu import swiglu
 
 __all__ = [
     "PAGE_SIZE",
+    "Bucket",
     "Routing",
     "apply_rope",
     "balance_loss",

@@ -12,6 +12,7 @@ from torch import Tensor
 from openglm import ops
 from openglm.model import GlmModel
 from openglm.model.layers import MoE
+from openglm.train.workers import Workers
 
 
 class RouterBalance:
@@ -30,15 +31,16 @@ class RouterBalance:
         return torch.stack([ops.balance_loss(r, document_of_token, num_documents) for r in self.routings.values()]).sum()
 
     @torch.no_grad()
-    def update(self, rate: float) -> float:
-        """Move every bias by `rate` toward balance, forget the step, and return the worst overload.
+    def update(self, rate: float, workers: Workers = Workers()) -> float:
+        """Move every bias by `rate` toward balance over all workers, forget the step, and return the worst overload.
 
         Overload (MaxVio) is max over experts of load / mean load - 1, averaged over layers.
         """
         overloads = []
-        for layer, routing in self.routings.items():
+        num_experts = len(next(iter(self.routers.values())).e_score_correction_bias)
+        loads = torch.stack([torch.bincount(r.experts.flatten(), minlength=num_experts) for r in self.routings.values()])
+        for layer, load in zip(self.routings, workers.sum(loads.float()), strict=True):
             bias = self.routers[layer].e_score_correction_bias
-            load = torch.bincount(routing.experts.flatten(), minlength=len(bias)).float()
             bias.add_(torch.sign(load.mean() - load), alpha=rate)
             overloads.append(float(load.max() / load.mean() - 1))
         self.routings.clear()

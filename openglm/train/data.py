@@ -6,7 +6,7 @@ Batch `step` is a pure function of (seed, step), so a run that resumes sees exac
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from openglm.config.train import TrainConfig
 from openglm.synth import Episode, generate, mixture
-from openglm.text.template import encode_training, render_training
+from openglm.text.template import TemplateStyle, encode_training, render_training
 from openglm.text.tokenizer import Tokenizer
+from openglm.train.workers import Workers
 
-STYLE = "glm-4.5"
+STYLE: TemplateStyle = "glm-4.5"
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Batch:
     next_tokens: Tensor  # [T] int64
     targets: Tensor  # [T, 2] int64
     weights: Tensor  # [T, 2] fp32
+    document_of_token: Tensor  # [T] int64
     lengths: tuple[int, ...]
     tasks: tuple[str, ...]
 
@@ -61,11 +63,13 @@ def pack(documents: Sequence[Document], *, prompt_weight: float = 0.0) -> Batch:
         weights.append(torch.stack([_shift(weight, 1), _shift(weight, 2)], dim=1))
     joined = torch.cat(targets)
     lengths = tuple(len(doc.tokens) for doc in documents)
-    return Batch(torch.cat(tokens), joined[:, 0], joined, torch.cat(weights), lengths, tuple(doc.task for doc in documents))
+    owners = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    tasks = tuple(doc.task for doc in documents)
+    return Batch(torch.cat(tokens), joined[:, 0], joined, torch.cat(weights), owners, lengths, tasks)
 
 
-def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int) -> Batch:
-    """The batch of `step`: episodes drawn from the mixture of that point of the run until the token budget is full."""
+def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int, workers: Workers = Workers()) -> Batch:
+    """This worker's part of the batch of `step`: episodes drawn from the mixture of that point until the token budget is full."""
     progress = step / config.num_steps
     rng = random.Random(f"{config.seed}/{step}")
     shares = mixture(progress)
@@ -77,7 +81,8 @@ def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int) -> Batc
         if len(doc.tokens) <= config.max_document_tokens:
             documents.append(doc)
             total += len(doc.tokens)
-    return pack(documents, prompt_weight=config.prompt_loss_weight(progress))
+    documents.sort(key=lambda doc: len(doc.tokens))  # equal work for every worker
+    return pack(documents[workers.rank :: workers.count], prompt_weight=config.prompt_loss_weight(progress))
 
 
 def heldout_batches(tokenizer: Tokenizer, tasks: Sequence[str], num_episodes: int, seed: int, tokens_per_batch: int) -> list[Batch]:
@@ -86,18 +91,14 @@ def heldout_batches(tokenizer: Tokenizer, tasks: Sequence[str], num_episodes: in
     for task in tasks:
         rng = random.Random(f"{seed}/{task}")
         documents += [document(tokenizer, generate(task, rng, "heldout")) for _ in range(num_episodes)]
-    return _pack_all(documents, tokens_per_batch, pack)
-
-
-def _pack_all(documents: Sequence[Document], tokens_per_batch: int, join: Callable[[Sequence[Document]], Batch]) -> list[Batch]:
-    batches, current, total = [], [], 0
-    for doc in documents:
-        current.append(doc)
-        total += len(doc.tokens)
-        if total >= tokens_per_batch:
-            batches.append(join(current))
-            current, total = [], 0
-    return batches + ([join(current)] if current else [])
+    batches: list[Batch] = []
+    while documents:
+        taken, total = [], 0
+        while documents and total < tokens_per_batch:
+            taken.append(documents.pop())
+            total += len(taken[-1].tokens)
+        batches.append(pack(taken))
+    return batches
 
 
 def _shift(values: Tensor, distance: int) -> Tensor:

@@ -28,6 +28,7 @@ from openglm.train.loss import pretrain_losses
 from openglm.train.optimizers import build_optimizers
 from openglm.train.score import teacher_forced_accuracy
 from openglm.train.state import STATE_FILE, load_state, save_state
+from openglm.train.workers import Workers
 
 Report = dict[str, float]
 _HELDOUT_SEED = 20_000  # far from any training seed; the held-out split is disjoint by construction anyway
@@ -45,10 +46,11 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class Trainer:
     """One run: model, optimizers, data and the folder it writes to."""
 
-    def __init__(self, folder: Path, architecture: ModelConfig, config: TrainConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, folder: Path, architecture: ModelConfig, config: TrainConfig, tokenizer: Tokenizer, workers: Workers) -> None:
         self.folder = folder
         self.config = config
         self.tokenizer = tokenizer
+        self.workers = workers
         self.model = GlmModel(architecture).init_weights(config.seed)
         self.optimizers = build_optimizers(self.model, config)
         self.balance = RouterBalance(self.model)
@@ -57,7 +59,16 @@ class Trainer:
         self.seconds = 0.0
 
     @classmethod
-    def open(cls, folder: Path, architecture: ModelConfig, config: TrainConfig, tokenizer: Tokenizer, *, resume: bool) -> Trainer:
+    def open(
+        cls,
+        folder: Path,
+        architecture: ModelConfig,
+        config: TrainConfig,
+        tokenizer: Tokenizer,
+        *,
+        workers: Workers = Workers(),
+        resume: bool = False,
+    ) -> Trainer:
         """Start a run in `folder`, or take up the one that is there; refuses to mix two runs."""
         settings = {"model": architecture.to_hf(), "train": dataclasses.asdict(config)}
         record = folder / "run.json"
@@ -66,12 +77,13 @@ class Trainer:
             raise DataError(f"{folder} already holds a run; add --resume to continue it, or choose another folder")
         if started and json.loads(record.read_text("utf-8")) != json.loads(json.dumps(settings)):
             raise DataError(f"{record} describes a run with other settings; resume with those, or choose another folder")
-        trainer = cls(folder, architecture, config, tokenizer)
-        folder.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        trainer = cls(folder, architecture, config, tokenizer, workers)
         if started:
             progress = load_state(folder, trainer.model, trainer.optimizers)
             trainer.step, trainer.tokens, trainer.seconds = int(progress["step"]), int(progress["tokens"]), progress["seconds"]
+        if workers.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            record.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
             _truncate_log(folder / "log.jsonl", trainer.step)
         return trainer
 
@@ -81,23 +93,27 @@ class Trainer:
             started = time.monotonic()
             line = self._step(batch)
             self.step += 1
-            self.tokens += len(batch.tokens)
-            self.seconds += time.monotonic() - started
+            self.tokens += int(line.pop("tokens"))
+            elapsed = time.monotonic() - started
+            self.seconds += elapsed
             finished = self.step == self.config.num_steps
-            if self.step % self.config.eval_every == 0 or finished:
+            evaluated = self.step % self.config.eval_every == 0 or finished
+            if not self.workers.is_first:
+                continue
+            if evaluated:
                 line |= {f"heldout/{task}": accuracy for task, accuracy in self.evaluate().items()}
-            if self.step % self.config.log_every == 0 or self.step % self.config.eval_every == 0 or finished:
-                line |= {"step": self.step, "tokens": self.tokens, "seconds": round(self.seconds, 1)}
-                line["tokens_per_second"] = round(len(batch.tokens) / (time.monotonic() - started), 1)
+            if evaluated or self.step % self.config.log_every == 0:
+                line |= {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
                 with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
-                    log.write(json.dumps({k: round(v, 5) for k, v in line.items()}) + "\n")
+                    log.write(json.dumps({key: round(value, 5) for key, value in line.items()}) + "\n")
                 report(line)
-            if self.step % self.config.save_every == 0 or finished:
+            if finished or self.step % self.config.save_every == 0:
                 self.save()
 
     def save(self) -> None:
         """Make the present step the one a resumed run starts from."""
-        save_state(self.folder, self.model, self.optimizers, {"step": self.step, "tokens": self.tokens, "seconds": self.seconds})
+        progress = {"step": self.step, "tokens": self.tokens, "seconds": self.seconds}
+        save_state(self.folder, self.model, self.optimizers, progress)
 
     def evaluate(self) -> dict[str, float]:
         """Share of held-out episodes per task whose every trained token is the argmax; `mtp` is the draft's token accuracy."""
@@ -106,14 +122,17 @@ class Trainer:
 
     def _step(self, batch: Batch) -> Report:
         config, progress = self.config, self.step / self.config.num_steps
+        started = time.monotonic()
         rate = learning_rate(config, self.step)
         mtp_weight, bias_rate = config.phase(progress)
         ctx = ForwardContext.dense(batch.lengths, on_routing=self.balance.record)
+        totals = self.workers.sum(torch.cat([batch.weights.sum(0), torch.tensor([len(batch.tokens), len(batch.lengths)])]))
         with torch.autocast("cpu", torch.bfloat16):
-            losses = pretrain_losses(self.model, batch, ctx)
-        balance = self.balance.loss(ctx.attention.document_of_token, len(batch.lengths))  # type: ignore[union-attr]
+            losses = pretrain_losses(self.model, batch, ctx, totals[:2])
+        balance = self.balance.loss(batch.document_of_token, len(batch.lengths)) * (len(batch.lengths) / totals[3])
         loss = losses.trunk + mtp_weight * losses.mtp + config.balance_weight * balance
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
+        self.workers.sum_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
         if not math.isfinite(float(norm)):
             raise DataError(f"step {self.step}: the gradient is not finite; resume from the last saved state with a lower learning rate")
@@ -122,23 +141,26 @@ class Trainer:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        overload = self.balance.update(bias_rate)
+        overload = self.balance.update(bias_rate, self.workers)
+        trunk, mtp = self.workers.sum(torch.stack([losses.trunk.detach(), losses.mtp.detach()])).tolist()
         return {
-            "loss": float(losses.trunk.detach()),
-            "mtp_loss": float(losses.mtp.detach()),
+            "loss": trunk,
+            "mtp_loss": mtp,
             "grad_norm": float(norm),
             "learning_rate": rate,
             "max_violation": overload,
+            "tokens": float(totals[2]),
+            "tokens_per_second": float(totals[2]) / (time.monotonic() - started),
         }
 
     def _batches(self) -> Iterator[Batch]:
         """Batches from the present step to the last, each prepared while the one before is trained on."""
         with ThreadPoolExecutor(1) as pool:
-            coming = pool.submit(training_batch, self.tokenizer, self.config, self.step)
+            coming = pool.submit(training_batch, self.tokenizer, self.config, self.step, self.workers)
             for step in range(self.step, self.config.num_steps):
                 batch = coming.result()
                 if step + 1 < self.config.num_steps:
-                    coming = pool.submit(training_batch, self.tokenizer, self.config, step + 1)
+                    coming = pool.submit(training_batch, self.tokenizer, self.config, step + 1, self.workers)
                 yield batch
 
 

@@ -13,26 +13,28 @@ from openglm.train.data import Batch
 
 
 class Losses(NamedTuple):
-    """Weighted mean cross-entropies in nats per token; `mtp` is 0 for a model without the layer."""
+    """Weighted cross-entropies in nats per weighted token; `mtp` is 0 for a model without the layer."""
 
     trunk: Tensor
     mtp: Tensor
 
 
-def pretrain_losses(model: GlmModel, batch: Batch, ctx: ForwardContext) -> Losses:
+def pretrain_losses(model: GlmModel, batch: Batch, ctx: ForwardContext, weight_totals: Tensor) -> Losses:
     """Forward trunk and MTP layer; only positions with a loss weight reach the head.
 
-    At position i the trunk predicts token i + 1; the MTP layer sees token i + 1 and the trunk's normed state and predicts token i + 2.
+    At position i the trunk predicts token i + 1; the MTP layer sees token i + 1 and the trunk's normed state and predicts
+    token i + 2. Sums are divided by `weight_totals` [2], the loss weights of the whole step over all workers.
     """
     hidden = model(batch.tokens, ctx)
-    trunk = _weighted_mean(model, hidden, batch.targets[:, 0], batch.weights[:, 0])
+    trunk = _weighted_sum(model, hidden, batch.targets[:, 0], batch.weights[:, 0]) / weight_totals[0].clamp(min=1e-6)
     if not model.has_mtp:
         return Losses(trunk, torch.zeros(()))
     drafted = model.mtp_forward(batch.next_tokens, hidden, ctx)
-    return Losses(trunk, _weighted_mean(model, drafted, batch.targets[:, 1], batch.weights[:, 1]))
+    mtp = _weighted_sum(model, drafted, batch.targets[:, 1], batch.weights[:, 1]) / weight_totals[1].clamp(min=1e-6)
+    return Losses(trunk, mtp)
 
 
-def _weighted_mean(model: GlmModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+def _weighted_sum(model: GlmModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     rows = weights.nonzero().squeeze(1)
-    losses = F.cross_entropy(model.logits(hidden[rows]), targets[rows], reduction="none")
-    return (losses * weights[rows]).sum() / weights.sum().clamp(min=1e-6)
+    losses = F.cross_entropy(model.logits(hidden.index_select(0, rows)), targets[rows], reduction="none")
+    return (losses * weights[rows]).sum()

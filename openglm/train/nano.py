@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from openglm.checkpoint import save_model
 from openglm.config import ModelConfig, variant
@@ -18,16 +21,20 @@ from openglm.synth import corpus_sample
 from openglm.text.tokenizer import Tokenizer
 from openglm.train.loop import Report, Trainer
 from openglm.train.tokenizer import train_tokenizer
+from openglm.train.workers import Workers
 
 NUM_CORPUS_EPISODES = 20_000
 
 
-def train_nano(folder: Path, config: TrainConfig, *, resume: bool, report: Callable[[Report], None]) -> Path:
+def train_nano(folder: Path, config: TrainConfig, *, workers: Workers, resume: bool, report: Callable[[Report], None]) -> Path:
     """Train (or go on training) in `folder`; returns the folder of the finished model, `folder`/model."""
     tokenizer = _tokenizer(folder, config.seed)
-    trainer = Trainer.open(folder, nano_config(tokenizer), config, tokenizer, resume=resume)
+    trainer = Trainer.open(folder, nano_config(tokenizer), config, tokenizer, workers=workers, resume=resume)
     trainer.run(report)
-    return export(trainer, folder / "model")
+    target = folder / "model"
+    if workers.is_first:
+        export(trainer, target)
+    return target
 
 
 def nano_config(tokenizer: Tokenizer) -> ModelConfig:
@@ -35,21 +42,23 @@ def nano_config(tokenizer: Tokenizer) -> ModelConfig:
     return replace(variant("glm-nano"), eos_token_id=tuple(tokenizer.stop_ids), pad_token_id=tokenizer.endoftext)
 
 
-def export(trainer: Trainer, target: Path) -> Path:
+def export(trainer: Trainer, target: Path) -> None:
     """Write the model in the official layout in bf16, with tokenizer, generation defaults and training log."""
     config = replace(trainer.model.config, dtype="bfloat16")
-    save_model(trainer.model, target, dtype="bfloat16")
+    save_model(trainer.model, target, dtype=torch.bfloat16)
     shutil.copyfile(trainer.folder / "tokenizer.json", target / "tokenizer.json")
     shutil.copyfile(trainer.folder / "log.jsonl", target / "training_log.jsonl")
     defaults = {"eos_token_id": list(config.eos_token_id), "pad_token_id": config.pad_token_id, "temperature": 0.0}
     (target / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n", "utf-8")
-    return target
 
 
 def _tokenizer(folder: Path, seed: int) -> Tokenizer:
+    """The run's tokenizer, trained if the folder has none. Every worker would train the same one, so a race is harmless."""
     path = folder / "tokenizer.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         definition = train_tokenizer(corpus_sample(seed, NUM_CORPUS_EPISODES), num_tokens=variant("glm-nano").vocab_size)
-        path.write_text(definition, "utf-8")
+        part = folder / f"tokenizer.json.{os.getpid()}"
+        part.write_text(definition, "utf-8")
+        part.replace(path)
     return Tokenizer.from_file(path)

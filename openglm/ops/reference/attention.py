@@ -7,6 +7,7 @@ Query head h reads key/value head h // G. Softmax is fp32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,15 @@ from torch import Tensor
 from openglm.ops.reference.linear import pad_rows
 
 PAGE_SIZE = 64  # tokens per KV page, everywhere
+
+
+class Bucket(NamedTuple):
+    """Documents of similar length in a dense batch, laid out as rows of `width` cells."""
+
+    tokens: Tensor  # [m] int64, indices into the batch, document by document
+    cells: Tensor  # [m] int64, where each of them lies in the grid [num_documents * width]
+    num_documents: int
+    width: int
 
 
 def write_kv(kv: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -93,26 +103,26 @@ def _attend_by_page(queries: Tensor, pages: Tensor, length: int, scale: float, r
     return out.view(num_queries, group, num_kv_heads, head_dim).transpose(1, 2).reshape(num_queries, num_heads, head_dim)
 
 
-def dense_attention(queries: Tensor, keys: Tensor, values: Tensor, *, buckets: Sequence[Tensor], scale: float) -> Tensor:
+def dense_attention(queries: Tensor, keys: Tensor, values: Tensor, *, buckets: Sequence[Bucket], scale: float) -> Tensor:
     """Causal attention inside each document, differentiable: queries [T, Hq, D], keys and values [T, Hkv, D] -> [T, Hq, D].
 
-    `buckets` groups documents of similar length: each [n, L] int64 holds token indices, -1 behind a document's end. The work
-    is the sum of squared document lengths, not of the packed batch.
+    Documents of similar length run together, so the work is the sum of squared document lengths, not of the packed batch.
     """
     group = queries.shape[1] // keys.shape[1]
-    out = torch.empty_like(queries)
-    pieces, places = [], []
-    for index in buckets:
-        safe = index.clamp(min=0)
-        q = queries[safe].transpose(1, 2).unflatten(1, (-1, group))  # [n, Hkv, G, L, D]
-        k = keys[safe].transpose(1, 2).unsqueeze(2)
-        v = values[safe].transpose(1, 2).unsqueeze(2)
-        scores = (q @ k.transpose(-1, -2)) * scale
-        length = index.shape[1]
-        future = torch.ones(length, length, dtype=torch.bool, device=index.device).triu(1)
-        weights = scores.masked_fill(future, float("-inf")).softmax(-1, dtype=torch.float32).to(v.dtype)
-        attended = (weights @ v).flatten(1, 2).transpose(1, 2)  # [n, L, Hq, D]
-        kept = index >= 0
-        pieces.append(attended[kept])
-        places.append(index[kept])
-    return out.index_copy(0, torch.cat(places), torch.cat(pieces).to(out.dtype))
+    pieces = []
+    for bucket in buckets:
+        shape = (bucket.num_documents * keys.shape[1], -1, queries.shape[2])
+        q, k, v = (_lay_out(x, bucket).reshape(shape) for x in (queries, keys, values))  # [n * Hkv, G * L or L, D]
+        future = torch.full((bucket.width, bucket.width), float("-inf"), dtype=q.dtype, device=q.device).triu(1)
+        scores = torch.baddbmm(future.repeat(group, 1), q, k.transpose(1, 2), alpha=scale)
+        out = torch.bmm(scores.softmax(-1), v).view(bucket.num_documents, -1, bucket.width, queries.shape[2])
+        pieces.append(out.transpose(1, 2).flatten(0, 1).index_select(0, bucket.cells))
+    order = torch.cat([bucket.tokens for bucket in buckets]).argsort()
+    return torch.cat(pieces).index_select(0, order)
+
+
+def _lay_out(x: Tensor, bucket: Bucket) -> Tensor:
+    """Tokens of the bucket's documents as rows of equal length: x [T, heads, D] -> [n, heads, L, D], zeros behind a document's end."""
+    grid = x.new_zeros(bucket.num_documents * bucket.width, *x.shape[1:])
+    grid = grid.index_copy(0, bucket.cells, x.index_select(0, bucket.tokens))
+    return grid.view(bucket.num_documents, bucket.width, *x.shape[1:]).transpose(1, 2)

@@ -69,13 +69,13 @@ def experts_mlp(x: Tensor, routing: Routing, gate_up: Tensor, down: Tensor, *, r
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, gate_up, down = x.to(dtype), gate_up.to(dtype), down.to(dtype)
-    rows = x[order // num_chosen].split(counts)
+    rows = x.index_select(0, order // num_chosen).split(counts)  # index_select: its backward is a plain add
     outputs = [
         linear(swiglu(linear(tokens, gate_up[e], row_tile=row_tile), exact=row_tile is not None), down[e], row_tile=row_tile)
         for e, tokens in enumerate(rows)
         if counts[e]
     ]
-    by_pair = torch.cat(outputs)[order.argsort()].view(num_tokens, num_chosen, -1)
+    by_pair = torch.cat(outputs).index_select(0, order.argsort()).view(num_tokens, num_chosen, -1)
     total = by_pair[:, 0].float() * routing.weights[:, 0:1]
     for k in range(1, num_chosen):
         total = total + by_pair[:, k].float() * routing.weights[:, k : k + 1]
