@@ -92,6 +92,8 @@ class ModelConfig:
                 "eos_token_id must hold ids below vocab_size",
             ),
             (0 <= self.pad_token_id < self.vocab_size, "pad_token_id must lie below vocab_size"),
+            (self.max_position_embeddings <= 2**22, "max_position_embeddings must be at most 4194304"),
+            (self.num_hidden_layers * self.n_routed_experts <= 2**18, "num_hidden_layers times n_routed_experts must be at most 262144"),
             (0.0 < self.rms_norm_eps < 1.0, "rms_norm_eps must lie between 0 and 1"),
         )
         for holds, message in checks:

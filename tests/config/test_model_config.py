@@ -89,6 +89,7 @@ def test_published_configs_equal_the_named_variants(shared, file, name):
         ({"head_dim": 10**400}, "head_dim must be int"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1"),
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most"),
         ({"vocab_size": -1}, "vocab_size must be at least 1"),
     ],
 )
