@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from openglm.checkpoint.layout import CONFIG_NAME, INDEX_NAME, SINGLE_NAME
+from openglm.checkpoint.layout import CONFIG_NAME, INDEX_NAME, MTP_NAME, SINGLE_NAME
 from openglm.checkpoint.names import NameTable
 from openglm.checkpoint.staging import replaced_directory
 from openglm.checkpoint.writer import OutgoingTensor, write_safetensors
@@ -25,6 +26,7 @@ from openglm.errors import CheckpointError
 from openglm.model import GlmModel
 
 DEFAULT_SHARD_BYTES = 5 * 10**9
+_SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def save_model(
@@ -81,8 +83,8 @@ def _shards(outgoing: list[OutgoingTensor], max_shard_bytes: int) -> dict[str, l
 
 
 def _is_unrelated(name: str) -> bool:
-    """Whether a file beside a checkpoint has nothing to do with its weights."""
-    return name not in (CONFIG_NAME, INDEX_NAME) and not name.endswith(".safetensors")
+    """Whether a file in the directory of a checkpoint is no part of it: tokenizer, adapters, logs."""
+    return name not in (CONFIG_NAME, INDEX_NAME, SINGLE_NAME, MTP_NAME) and not _SHARD_NAME.fullmatch(name)
 
 
 def _check_target(directory: Path) -> None:

@@ -1,0 +1,129 @@
+"""Checkpoints in the published FP8 format load, dequantized exactly; other formats are refused by name."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from openglm.checkpoint import load_model, save_model
+from openglm.checkpoint.names import NameTable
+from openglm.config import variant
+from openglm.errors import CheckpointError
+
+
+def quantize(directory, *, scale_dtype=torch.bfloat16, flat=False):
+    """Turn a checkpoint into a compressed-tensors FP8 one; returns what its weights now stand for."""
+    table = NameTable(variant("tiny-air"))
+    tensors, expected = load_file(directory / "model.safetensors"), {}
+    for name, tensor in list(tensors.items()):
+        if not table.by_name[name].is_linear:
+            expected[name] = tensor
+            continue
+        scale = (tensor.abs().amax(1, keepdim=True) / 448).to(scale_dtype)
+        tensors[name] = (tensor / scale.float()).to(torch.float8_e4m3fn)
+        tensors[f"{name}_scale"] = scale.flatten() if flat else scale
+        expected[name] = tensors[name].float() * scale.float()
+    save_file(tensors, directory / "model.safetensors")
+    return tensors, expected
+
+
+def add_scheme(directory, **changes):
+    weights = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": False, "strategy": "channel"} | changes
+    scheme = {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+    }
+    write_scheme(directory, scheme)
+
+
+def write_scheme(directory, scheme):
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"quantization_config": scheme}))
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_scaled_in_fp32_and_rounded_once(checkpoint, tmp_path, monkeypatch, scale_dtype, flat, dtype):
+    monkeypatch.setattr("openglm.checkpoint.reader.CHUNK_BYTES", 200)
+    _, expected = quantize(checkpoint, scale_dtype=scale_dtype, flat=flat)
+    add_scheme(checkpoint)
+    model = load_model(checkpoint, dtype=dtype)
+    parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+    for entry in NameTable(model.config).entries:
+        got = entry.part_of(parameters[entry.parameter])
+        assert torch.equal(got, expected[entry.name].to(got.dtype)), entry.name
+    save_model(model, tmp_path / "plain")
+    assert "quantization_config" not in (tmp_path / "plain" / "config.json").read_text()
+    assert load_model(tmp_path / "plain").has_mtp
+
+
+@pytest.mark.parametrize("file", ["GLM-4.5-Air-FP8", "GLM-4.5-FP8"])
+def test_the_published_scheme_is_accepted(checkpoint, shared, file):
+    quantize(checkpoint)
+    data = json.loads((shared / "fp8" / f"{file}.quantization_config.reconstructed.json").read_text())
+    (scheme,) = (value for key, value in data.items() if not key.startswith("_"))
+    write_scheme(checkpoint, scheme)
+    assert load_model(checkpoint).has_mtp
+
+
+def test_a_missing_misshapen_or_mistyped_scale_is_listed(checkpoint):
+    tensors, _ = quantize(checkpoint)
+    stem = "model.layers.1.self_attn"
+    del tensors[f"{stem}.q_proj.weight_scale"]
+    tensors[f"{stem}.k_proj.weight_scale"] = torch.ones(1)
+    tensors[f"{stem}.v_proj.weight_scale"] = torch.ones(32, 1, dtype=torch.int32)
+    tensors[f"{stem}.o_proj.input_scale"] = torch.ones(1)
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        load_model(checkpoint)
+    message = str(caught.value)
+    assert f"missing tensor: {stem}.q_proj.weight_scale [128, 1]" in message
+    assert f"wrong shape: {stem}.k_proj.weight_scale: expected [32, 1] or [32], found [1]" in message
+    assert f"wrong dtype: {stem}.v_proj.weight_scale" in message
+    assert f"extra tensor: '{stem}.o_proj.input_scale'" in message
+    assert len(message.splitlines()) == 5
+
+
+def test_fp8_where_no_quantized_weight_belongs_is_refused(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.float8_e4m3fn)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e5m2)
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"(?s)2 x wrong dtype.*lm_head.*F8_E5M2|2 x wrong dtype"):
+        load_model(checkpoint)
+
+
+def test_a_scale_without_its_fp8_weight_is_extra(checkpoint):
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["model.layers.1.self_attn.q_proj.weight_scale"] = torch.ones(128, 1)
+    save_file(tensors, checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match="1 x extra tensor"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "message"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "quant_method 'fp8'"),
+        ({"quant_method": "awq"}, "quant_method 'awq'"),
+        ("int4", "quant_method 'int4'"),
+        ({}, "quant_method None"),
+        ({"quant_method": "compressed-tensors"}, "weights are None"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"num_bits": 4, "type": "int", "strategy": "group"}}},
+            },
+            "'num_bits': 4",
+        ),
+        ({"quant_method": "compressed-tensors", "config_groups": {"g": 5}}, "weights are None"),
+    ],
+)
+def test_another_scheme_is_refused_by_name(checkpoint, scheme, message):
+    write_scheme(checkpoint, scheme)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(checkpoint)
+    assert "compressed-tensors with 8-bit float weights" in str(caught.value)
