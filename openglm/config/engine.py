@@ -19,6 +19,7 @@ LoadFormat = Literal["auto", "dummy"]
 PAGE_SIZE = 64  # tokens per KV page, everywhere
 ROW_TILE = 16  # rows of every matrix product in deterministic mode
 SMALL_MODEL_PARAMETERS = 1_000_000_000
+ONE_THREAD_PARAMETERS = 50_000_000
 MAX_SPECULATIVE_TOKENS = 8
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -140,7 +141,9 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
             reasons.append("deterministic: fixed row tiles cost little at this size; the same request gives the same tokens in any batch")
     threads = config.threads
     if threads is None and on_cpu:
-        threads = machine.cores
+        threads = 1 if parameters < ONE_THREAD_PARAMETERS else machine.cores
+        if threads == 1:
+            reasons.append("threads 1: at this size waiting for other threads costs what they would save; the other cores serve clients")
     resolved = ResolvedEngineConfig(
         device=machine.device,
         dtype=dtype,

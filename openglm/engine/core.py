@@ -96,6 +96,11 @@ class EngineCore:
         """Whether a call of `step` would do anything."""
         return self.scheduler.has_work
 
+    @property
+    def num_steps(self) -> int:
+        """Steps since the counters were reset: moves as long as the engine makes progress."""
+        return self._stats.num_steps
+
     def add(self, request: GenerationRequest) -> None:
         """Take a request in; raises `RequestError` or `QueueFullError`, after which the engine knows nothing of it."""
         validate_request(request, num_tokens=self.num_tokens, max_model_len=self.config.max_model_len)

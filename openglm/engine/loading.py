@@ -39,7 +39,9 @@ class LoadedEngine:
 
 
 def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> LoadedEngine:
-    """Load the model and build its engine. `on_phase` hears what is being done, for whoever waits.
+    """Load the model and build its engine; sets torch's thread count, on which results may depend.
+
+    `on_phase` hears what is being done, for whoever waits.
 
     Raises `ConfigError` or `CheckpointError` when the model cannot be used as asked.
     """
@@ -49,7 +51,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     model_config = load_config(directory) if directory is not None else variant(config.model or "")
     machine = this_machine(config.device)
     resolved, reasons = resolve(config, model_config, machine)
-    if resolved.threads is not None and config.threads is not None:
+    if resolved.threads is not None:
         torch.set_num_threads(resolved.threads)
     tell("loading weights")
     tokenizer: Tokenizer | None = None

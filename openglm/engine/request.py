@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from openglm.errors import ContextLengthError, EngineDeadError, EngineError, OpenGLMError, RequestError
+from openglm.errors import ContextLengthError, EngineDeadError, EngineError, OpenGLMError, QueueFullError, RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 FailureCode = Literal["invalid_request", "context_length_exceeded", "queue_full", "not_finite", "internal", "engine_dead"]
@@ -21,7 +21,6 @@ MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 2.0
-MAX_REQUEST_ID_CHARS = 128
 GREEDY_BELOW = 1e-5  # temperatures below this are greedy: dividing logits by them would leave fp32
 
 
@@ -103,6 +102,8 @@ class RequestFailure(msgspec.Struct, frozen=True):
                 return ContextLengthError(self.message, param=self.param)
             case "invalid_request":
                 return RequestError(self.message, param=self.param)
+            case "queue_full":
+                return QueueFullError(self.message)
             case "engine_dead":
                 return EngineDeadError(self.message)
             case _:
@@ -131,8 +132,6 @@ class EngineOutput(msgspec.Struct, omit_defaults=True):
 
 def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_len: int) -> None:
     """Refuse a request that this model cannot run: an empty or too long prompt, or ids outside the vocabulary."""
-    if not 1 <= len(request.id) <= MAX_REQUEST_ID_CHARS:
-        raise RequestError(f"a request id must have 1 to {MAX_REQUEST_ID_CHARS} characters", param="id")
     prompt = request.prompt_ids
     if not prompt:
         raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
