@@ -1,0 +1,96 @@
+"""Sending an answer while its client may leave: server-sent events, and one JSON body.
+
+Both watch the connection beside the work. A client that goes away cancels the work, and with it the engine's request, so its
+pages are free within a step. A silent stream sends a comment now and then, because proxies cut connections on which
+nothing moves during a long prefill. The response starts only when its first bytes are there, so that whatever fails before then
+is still an HTTP status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from typing import Final, TypeVar
+
+from starlette.types import Receive, Scope, Send
+
+Result = TypeVar("Result")
+
+_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+_COMMENT: Final = b": keep-alive\n\n"
+
+
+class ClientGone(Exception):
+    """The client closed the connection before the answer was complete."""
+
+
+class EventStream:
+    """An ASGI response that sends `chunks` as they come, the first of which has been made already."""
+
+    def __init__(self, first: bytes, chunks: AsyncGenerator[bytes], *, keep_alive_s: float) -> None:
+        self._first = first
+        self._chunks = chunks
+        self._keep_alive_s = keep_alive_s
+        self._sent_since_tick = False
+        self._complete = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send everything; ends early, with the chunks closed, when the client leaves."""
+        del scope
+        pump = asyncio.create_task(self._pump(send))
+        watch = asyncio.create_task(self._watch(receive, send, pump))
+        try:
+            await asyncio.wait((pump,))
+        finally:
+            pump.cancel()
+            watch.cancel()
+            await asyncio.wait((pump, watch))
+            await self._chunks.aclose()
+        if not pump.cancelled() and (error := pump.exception()) is not None:
+            raise error
+
+    async def _pump(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        async for chunk in self._chunks:
+            self._sent_since_tick = True
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._complete = True
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _watch(self, receive: Receive, send: Send, pump: asyncio.Task[None]) -> None:
+        gone = asyncio.create_task(_client_gone(receive))
+        try:
+            while not gone.done():
+                await asyncio.wait((gone,), timeout=self._keep_alive_s)
+                if not gone.done() and not self._sent_since_tick and not self._complete:
+                    await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                self._sent_since_tick = False
+            pump.cancel()
+        finally:
+            gone.cancel()
+
+
+async def unless_client_leaves(work: Awaitable[Result], receive: Receive) -> Result:
+    """Await `work`; raises `ClientGone`, with the work cancelled, if the client leaves first."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.create_task(_client_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGone
+        return task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+
+
+async def _client_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,42 @@
+"""Reading a request body within bounds: size, time and media type are settled before a byte is parsed.
+
+A declared length over the limit is refused before reading; an undeclared one as soon as the count passes the limit, so a
+sender can make the server hold at most one chunk more than the limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from openglm.config.server import RequestLimits
+from openglm.server.refusal import Refusal, Refused
+
+
+async def read_json_body(request: Request, limits: RequestLimits) -> bytes:
+    """The raw body of a JSON request. Raises `Refused` (408, 413, 415) or `ClientDisconnect`."""
+    # Requiring the media type makes a browser ask first (CORS preflight), so that no web page can post here unseen.
+    media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Refused(Refusal(415, "send the header Content-Type: application/json", "unsupported_media_type"))
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
+        raise _too_large(limits)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_read_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limits.body_bytes:
+                    raise _too_large(limits)
+    except TimeoutError:
+        raise Refused(Refusal(408, f"the body did not arrive within {limits.body_read_s:g} s", "body_timeout")) from None
+    return bytes(body)
+
+
+def _too_large(limits: RequestLimits) -> Refused:
+    return Refused(Refusal(413, f"the body is larger than the limit of {limits.body_bytes} bytes", "body_too_large"))
+
+
+__all__ = ["ClientDisconnect", "read_json_body"]

@@ -1,0 +1,205 @@
+"""An OpenAI chat-completions body becomes a neutral `TurnRequest`.
+
+Rules of this dialect: a field of the wrong type is an error that names it; an unknown field is ignored; `null` means absent. A
+field that we know but cannot honour yet is refused when its value would change the answer, and accepted when it would not
+(`n: 1`, `presence_penalty: 0`), because clients send such defaults unasked.
+
+Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
+`chat_template_kwargs` (a closed set of keys), and Z.ai's `thinking: {"type": ...}`. Where several say whether to think, the most
+specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from openglm.config.server import RequestLimits, SamplingDefaults
+from openglm.engine.request import SamplingParams
+from openglm.errors import RequestError
+from openglm.server.strict_json import convert, decode_json
+from openglm.server.turn import TurnRequest
+from openglm.text.openai_messages import conversation_from_openai
+
+
+class StreamOptions(msgspec.Struct):
+    """`stream_options` of a request."""
+
+    include_usage: bool | None = None
+
+
+class ThinkingSwitch(msgspec.Struct):
+    """Z.ai's `thinking` object."""
+
+    type: str | None = None
+    clear_thinking: bool | None = None
+
+
+class ChatBody(msgspec.Struct):
+    """The fields of a chat-completions body that are read. Messages and tools are checked by the text level."""
+
+    messages: Any = None
+    model: str | None = None
+    tools: Any = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    do_sample: bool | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking: ThinkingSwitch | None = None
+    reasoning_effort: str | None = None
+    n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    logit_bias: dict[str, Any] | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A checked request: the turn, and how the client wants the answer delivered."""
+
+    model: str | None
+    turn: TurnRequest
+    stream: bool
+    include_usage: bool
+
+
+def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:
+    """Decode and check a body. `thinking` is the server's default. Raises `RequestError` naming the field."""
+    chat = convert(decode_json(body, max_depth=limits.json_depth), ChatBody)
+    _refuse_unsupported(chat)
+    if chat.messages is None:
+        raise RequestError("messages is missing", param="messages", code="missing_field")
+    _limit("messages", chat.messages, limits.messages)
+    _limit("tools", chat.tools, limits.tools)
+    think, keep = _thinking(chat, thinking)
+    tools = None if chat.tool_choice == "none" else chat.tools  # a model that must not call is not shown what it could
+    turn = TurnRequest(
+        conversation=conversation_from_openai(chat.messages, tools, thinking=think, keep_thinking=keep),
+        params=_sampling(chat, defaults, limits),
+        stop=_stop(chat, limits),
+        parallel_tool_calls=chat.parallel_tool_calls is not False,
+    )
+    return ChatRequest(
+        model=chat.model,
+        turn=turn,
+        stream=bool(chat.stream),
+        include_usage=chat.stream_options is not None and bool(chat.stream_options.include_usage),
+    )
+
+
+def _sampling(chat: ChatBody, defaults: SamplingDefaults, limits: RequestLimits) -> SamplingParams:
+    """Parameters for the engine, which checks their ranges under the same names."""
+    top_logprobs = chat.top_logprobs
+    if top_logprobs and not chat.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    if top_logprobs is not None and not 0 <= top_logprobs <= limits.top_logprobs:
+        raise RequestError(f"top_logprobs must be between 0 and {limits.top_logprobs}", param="top_logprobs")
+    if chat.max_completion_tokens is not None and chat.max_completion_tokens < 1:
+        raise RequestError("max_completion_tokens must be at least 1", param="max_completion_tokens")
+    temperature = _or(chat.temperature, defaults.temperature)
+    return SamplingParams(
+        max_tokens=_or(chat.max_completion_tokens, chat.max_tokens),
+        temperature=0.0 if chat.do_sample is False else temperature,
+        top_p=_or(chat.top_p, defaults.top_p),
+        top_k=_or(chat.top_k, defaults.top_k),
+        min_p=_or(chat.min_p, defaults.min_p),
+        seed=chat.seed,
+        stop_token_ids=tuple(dict.fromkeys(chat.stop_token_ids or ())),
+        ignore_eos=bool(chat.ignore_eos),
+        logprobs=(top_logprobs or 0) if chat.logprobs else None,
+    )
+
+
+def _stop(chat: ChatBody, limits: RequestLimits) -> tuple[str, ...]:
+    strings = [chat.stop] if isinstance(chat.stop, str) else chat.stop or []
+    if len(strings) > limits.stop_strings:
+        raise RequestError(f"stop holds {len(strings)} strings; at most {limits.stop_strings} are taken", param="stop")
+    if any(not 1 <= len(text) <= limits.stop_string_chars for text in strings):
+        raise RequestError(f"every stop string must have 1 to {limits.stop_string_chars} characters", param="stop")
+    return tuple(dict.fromkeys(strings))
+
+
+def _thinking(chat: ChatBody, default: bool) -> tuple[bool, bool]:
+    """(think, keep the reasoning of earlier turns)."""
+    think, keep = default, False
+    if chat.reasoning_effort == "none":
+        think = False
+    if chat.thinking is not None:
+        if chat.thinking.type not in (None, "enabled", "disabled"):
+            raise RequestError('thinking.type must be "enabled" or "disabled"', param="thinking.type")
+        think = {"enabled": True, "disabled": False}.get(chat.thinking.type or "", think)
+        keep = chat.thinking.clear_thinking is False
+    for key, value in (chat.chat_template_kwargs or {}).items():
+        param = f"chat_template_kwargs.{key}"
+        if key not in _TEMPLATE_SWITCHES:
+            known = ", ".join(_TEMPLATE_SWITCHES)
+            raise RequestError(f"chat_template_kwargs takes only: {known}", param="chat_template_kwargs")
+        if value is None:
+            continue
+        if not isinstance(value, bool):
+            raise RequestError(f"{param} must be true or false", param=param)
+        if key == "enable_thinking":
+            think = value
+        elif key == "clear_thinking":
+            keep = not value
+        elif not value:
+            raise RequestError("add_generation_prompt: false is not supported; the answer is always a new turn", param=param)
+    return think, keep
+
+
+def _refuse_unsupported(chat: ChatBody) -> None:
+    choice = chat.tool_choice
+    if choice is not None and choice not in ("none", "auto"):
+        if choice != "required" and not isinstance(choice, dict):
+            raise RequestError('tool_choice must be "none", "auto" or "required", or name a function', param="tool_choice")
+        raise _unsupported("tool_choice", 'forcing a call is not supported yet; use "auto", or offer only the one tool')
+    neutral: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+        ("n", chat.n, (None, 1)),
+        ("frequency_penalty", chat.frequency_penalty, (None, 0.0)),
+        ("presence_penalty", chat.presence_penalty, (None, 0.0)),
+        ("repetition_penalty", chat.repetition_penalty, (None, 1.0)),
+        ("min_tokens", chat.min_tokens, (None, 0)),
+        ("logit_bias", chat.logit_bias, (None, {})),
+        ("structured_outputs", chat.structured_outputs, (None, {})),
+    )
+    for name, value, harmless in neutral:
+        if value not in harmless:
+            raise _unsupported(name, f"is not supported yet; leave it out{f' or send {harmless[1]!r}' if harmless[1] != {} else ''}")
+    if chat.response_format is not None and chat.response_format.get("type") not in (None, "text"):
+        raise _unsupported("response_format", 'only {"type": "text"} is supported yet; ask for JSON in the prompt')
+
+
+def _unsupported(name: str, why: str) -> RequestError:
+    return RequestError(f"{name}: {why}", param=name, code="unsupported_parameter")
+
+
+def _limit(name: str, value: Any, limit: int) -> None:
+    if isinstance(value, list) and len(value) > limit:
+        raise RequestError(f"{name} holds {len(value)} entries; at most {limit} are taken", param=name)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+_TEMPLATE_SWITCHES: Final = ("enable_thinking", "clear_thinking", "add_generation_prompt")

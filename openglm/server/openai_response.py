@@ -1,0 +1,181 @@
+"""Steps of a turn become OpenAI's wire: server-sent chunks, or one chat completion.
+
+The hot path is `ChatStream.step`: per engine step it glues pre-encoded bytes around the encoded text, so its cost hardly
+depends on how much a chunk carries besides. Everything that is not a piece of text (ends, usage, errors, the whole answer of a
+request without streaming) goes through `msgspec.json`.
+
+Decisions: reasoning goes into `reasoning_content` (or where `reasoning_field` says), never into content. The first piece of a
+call carries index, id, type and name; later ones index and argument text only. Log probabilities cover every generated
+token, thinking and tags included, and a step without visible text hands them to the next chunk. `usage` always has both detail
+objects, with the draft counters of speculative decoding as extras.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from openglm.config.server import ReasoningField
+from openglm.engine.request import TokenLogprobs
+from openglm.server.refusal import Refusal
+from openglm.server.turn import TurnEnd, TurnStep, TurnUsage
+from openglm.text.messages import Message, ToolCall
+from openglm.text.openai_messages import message_to_openai
+from openglm.text.tokenizer import Tokenizer
+from openglm.text.turn_parser import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart, message_from_events
+
+DONE = b"data: [DONE]\n\n"
+encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What every piece of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    reasoning_field: ReasoningField = "reasoning_content"
+
+
+class ChatStream:
+    """Encodes one streamed answer; every method returns bytes ready for the socket."""
+
+    def __init__(self, answer: Answer, tokenizer: Tokenizer, *, include_usage: bool) -> None:
+        self._answer = answer
+        self._tokenizer = tokenizer
+        self._include_usage = include_usage
+        self._logprobs: list[TokenLogprobs] = []
+        usage = b',"usage":null' if include_usage else b""
+        head = encode({"id": answer.id, "object": "chat.completion.chunk", "created": answer.created, "model": answer.model})
+        self._head = b"data: " + head[:-1] + b',"choices":[{"index":0,"delta":'
+        self._tail = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
+        self._usage_head = b"data: " + head[:-1] + b',"choices":[],"usage":'
+        names = {"both": ("reasoning_content", "reasoning")}.get(answer.reasoning_field, (answer.reasoning_field,))
+        self._reasoning_keys = [b'"' + name.encode() + b'":' for name in names]
+
+    def start(self) -> bytes:
+        """The first chunk: who speaks."""
+        return self._chunk(b'{"role":"assistant","content":""}')
+
+    def step(self, step: TurnStep) -> bytes:
+        """The chunks of one step, with the closing chunks if it is the last."""
+        self._logprobs += step.logprobs
+        chunks = [self._chunk(delta) for event in step.events if (delta := self._delta(event))]
+        if step.end is not None:
+            chunks.append(self._end(step.end))
+        return b"".join(chunks)
+
+    def error(self, refusal: Refusal) -> bytes:
+        """What is left to say when the answer fails in the middle."""
+        return b"data: " + encode(error_body(refusal)) + b"\n\n" + DONE
+
+    def _delta(self, event: Event) -> bytes:
+        match event:
+            case ContentDelta(text):
+                return b'{"content":' + encode(text) + b"}"
+            case ReasoningDelta(text):
+                encoded = encode(text)
+                return b"{" + b",".join([key + encoded for key in self._reasoning_keys]) + b"}"
+            case ToolCallArguments(index, fragment):
+                return b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, encode(fragment))
+            case ToolCallStart(index, name):
+                call = {"index": index, "id": new_call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
+                return encode({"tool_calls": [call]})
+            case ToolCallEnd():
+                return b""  # the wire has no sign for it; finish_reason says that calls came
+
+    def _chunk(self, delta: bytes) -> bytes:
+        if not self._logprobs:
+            return self._head + delta + self._tail
+        return self._head + delta + self._tail.replace(b"null", encode(self._take_logprobs()), 1)
+
+    def _end(self, end: TurnEnd) -> bytes:
+        logprobs = encode(self._take_logprobs()) if self._logprobs else b"null"
+        usage = b',"usage":null' if self._include_usage else b""
+        last = self._head + b'{},"logprobs":%b,"finish_reason":%b}]%b}\n\n' % (logprobs, encode(end.finish_reason), usage)
+        if self._include_usage:
+            last += self._usage_head + encode(usage_object(end.usage)) + b"}\n\n"
+        return last + DONE
+
+    def _take_logprobs(self) -> dict[str, Any]:
+        taken, self._logprobs = self._logprobs, []
+        return logprobs_object(taken, self._tokenizer)
+
+
+def chat_completion(answer: Answer, steps: Iterable[TurnStep], tokenizer: Tokenizer) -> bytes:
+    """The whole answer of a request without streaming; the last step must have an end."""
+    steps = list(steps)
+    end = steps[-1].end
+    assert end is not None
+    logprobs = [entry for step in steps for entry in step.logprobs]
+    message = message_from_events([event for step in steps for event in step.events])
+    choice = {
+        "index": 0,
+        "message": _message_object(message, answer.reasoning_field),
+        "logprobs": logprobs_object(logprobs, tokenizer) if logprobs else None,
+        "finish_reason": end.finish_reason,
+    }
+    return encode(
+        {
+            "id": answer.id,
+            "object": "chat.completion",
+            "created": answer.created,
+            "model": answer.model,
+            "choices": [choice],
+            "usage": usage_object(end.usage),
+        }
+    )
+
+
+def _message_object(message: Message, reasoning_field: ReasoningField) -> dict[str, Any]:
+    calls = tuple(ToolCall(call.name, call.arguments, id=new_call_id()) for call in message.tool_calls)
+    wire = message_to_openai(Message("assistant", message.content, tool_calls=calls))
+    names = ("reasoning_content", "reasoning") if reasoning_field == "both" else (reasoning_field,)
+    # Present even when null, so that reading the attribute does not raise in a client that never asked for thinking.
+    return wire | dict.fromkeys(names, message.reasoning)
+
+
+def usage_object(usage: TurnUsage) -> dict[str, Any]:
+    """`usage` in OpenAI's form."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {
+            "reasoning_tokens": usage.reasoning_tokens,
+            "draft_tokens": usage.draft_tokens,
+            "accepted_draft_tokens": usage.accepted_draft_tokens,
+        },
+    }
+
+
+def logprobs_object(entries: list[TokenLogprobs], tokenizer: Tokenizer) -> dict[str, Any]:
+    """`logprobs` in OpenAI's form; a token may be part of a character, so `bytes` is the truth."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        raw = tokenizer.token_bytes(token)
+        return {"token": raw.decode("utf-8", "replace"), "logprob": max(logprob, LOWEST_LOGPROB), "bytes": list(raw)}
+
+    return {
+        "content": [{**entry(e.token, e.logprob), "top_logprobs": [entry(token, logprob) for token, logprob in e.top]} for e in entries],
+        "refusal": None,
+    }
+
+
+def error_body(refusal: Refusal) -> dict[str, Any]:
+    """OpenAI's error object."""
+    return {"error": {"message": refusal.message, "type": refusal.type, "param": refusal.param, "code": refusal.code}}
+
+
+def new_call_id() -> str:
+    """An id for a call; unique over all conversations, since clients keep them in history."""
+    return f"call_{secrets.token_hex(12)}"
+
+
+LOWEST_LOGPROB = -9999.0  # JSON has no minus infinity; OpenAI uses the same stand-in

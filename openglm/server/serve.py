@@ -1,0 +1,181 @@
+"""The life of a server process: open the port, load, serve, drain, exit.
+
+The port opens before the model is loaded, so that watchers see a live process. The first SIGTERM or SIGINT drains: `/ready`
+turns 503, new work is refused, running answers finish for up to `drain_timeout_s`. A second signal, or the end of that
+time, ends what still runs with an error event. Exit code 0 means that nobody was cut off; 1 that somebody was, or that
+the engine stayed dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import uvicorn
+
+from openglm.config.engine import EngineConfig
+from openglm.config.server import ServerConfig
+from openglm.engine.client import AsyncEngineClient
+from openglm.errors import ConfigError
+from openglm.server.app import build_app
+from openglm.server.banner import banner
+from openglm.server.served_model import ServedModel
+from openglm.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+_FAREWELL_S: Final = 5.0  # for streams to take their last event once their requests have been ended
+_DEAD_CHECK_S: Final = 0.5
+
+
+def run_server(
+    config: ServerConfig,
+    engine: EngineConfig,
+    model: ServedModel,
+    *,
+    announce: Callable[[str], None],
+    notes: Sequence[str] = (),
+) -> int:
+    """Serve until a signal; returns the exit code. `announce` shows the banner when the model is ready.
+
+    Raises `ConfigError` when the address cannot be had, and what the engine raises when it refuses the model.
+    """
+    import uvloop
+
+    listener = _listen(config)
+    with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Process(config, engine, model, announce, notes).live(listener))
+
+
+class _Process:
+    """One server from its port to its exit code."""
+
+    def __init__(
+        self, config: ServerConfig, engine: EngineConfig, model: ServedModel, announce: Callable[[str], None], notes: Sequence[str]
+    ) -> None:
+        self._config = config
+        self._announce = announce
+        self._notes = notes
+        self._client = AsyncEngineClient(engine)
+        self._service = Service(config, model, self._client)
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def live(self, listener: socket.socket) -> int:
+        """From the open port to the exit code."""
+        began = time.monotonic()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        http = _HTTPServer(_http_settings(build_app(self._service)))
+        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            starting = asyncio.create_task(self._start(listener.getsockname()[1], began))
+            await asyncio.wait((starting, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()  # raises why the engine cannot start
+                dead = asyncio.create_task(self._engine_dead())
+                await asyncio.wait((stopping, serving, dead), return_when=asyncio.FIRST_COMPLETED)
+                dead.cancel()
+            else:
+                starting.cancel()
+            clean = await self._drain()
+        finally:
+            self._service.draining = True
+            await self._client.close()
+            http.should_exit = True
+            stopping.cancel()
+            await serving
+        return 0 if clean else 1
+
+    async def _start(self, port: int, began: float) -> None:
+        info = await self._client.start()
+        stats = await self._client.stats()
+        self._service.engine_loaded(max_model_len=info.max_model_len, max_num_seqs=info.max_num_seqs)
+        seconds = time.monotonic() - began
+        self._announce(
+            banner(
+                self._config,
+                self._service.model,
+                info,
+                port=port,
+                num_pages=stats.pages_total,
+                seconds=seconds,
+                notes=self._notes,
+            )
+        )
+
+    async def _engine_dead(self) -> None:
+        while self._client.state != "dead":
+            await asyncio.sleep(_DEAD_CHECK_S)
+
+    async def _drain(self) -> bool:
+        """Let running answers finish; whether all could."""
+        if self._client.state == "dead":
+            logger.error("the engine is dead and stays so: %s", self._client.last_error)
+            return False
+        traffic = self._service.traffic
+        self._service.draining = True
+        if traffic.num_in_flight:
+            logger.info("draining: %d requests in flight, %g s at most", traffic.num_in_flight, self._config.drain_timeout_s)
+        idle = asyncio.create_task(traffic.wait_idle())
+        hurry = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait((idle, hurry), timeout=self._config.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if idle.done():
+            return True
+        logger.warning("%d requests are cut off", traffic.num_in_flight)
+        await self._client.close()  # ends every request with an error output, which becomes the last event of its stream
+        await asyncio.wait((idle,), timeout=_FAREWELL_S)
+        idle.cancel()
+        return False
+
+    def _on_signal(self) -> None:
+        if self._stop.is_set():
+            self._hurry.set()
+        self._stop.set()
+
+
+class _HTTPServer(uvicorn.Server):
+    """uvicorn without its signal handlers: what a signal means is decided here, not there."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def _http_settings(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(_FAREWELL_S),
+    )
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """Bind before anything expensive happens, so that a taken port is told at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {reason}; choose another with --host or --port") from None
+    listener.setblocking(False)
+    return listener

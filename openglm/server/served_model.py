@@ -1,0 +1,98 @@
+"""`ServedModel`: everything the server must know about a model without holding its weights.
+
+Owns reading the text side of a model directory (tokenizer, chat template, sampling defaults, context length) and turning a
+conversation into prompt ids. The weights live in the engine's process.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from openglm.config import ModelConfig
+from openglm.config.server import SamplingDefaults
+from openglm.errors import CheckpointError, ConfigError
+from openglm.text.checkpoint_template import BuiltinTemplate, ChatTemplate, load_chat_template
+from openglm.text.messages import Conversation
+from openglm.text.template import StartState, TemplateStyle
+from openglm.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One model as clients see it. `names` are accepted in requests, the first is echoed."""
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    max_model_len: int
+    defaults: SamplingDefaults
+    created: int
+
+    @property
+    def name(self) -> str:
+        """The name that answers carry."""
+        return self.names[0]
+
+    @property
+    def renders_in_process(self) -> bool:
+        """Whether `prompt` is plain computation; a checkpoint's own template waits for another process."""
+        return isinstance(self.template, BuiltinTemplate)
+
+    def prompt(self, conversation: Conversation) -> tuple[list[int], StartState]:
+        """Ids of the prompt for the next assistant turn, and the state its reply begins in."""
+        rendered = self.template.render(conversation)
+        return self.tokenizer.encode_segments(rendered.segments), rendered.start
+
+    def with_context(self, max_model_len: int) -> ServedModel:
+        """The same model with the context that the engine settled on."""
+        return replace(self, max_model_len=max_model_len)
+
+
+def load_served_model(
+    path: Path,
+    *,
+    names: tuple[str, ...],
+    style: TemplateStyle | None = None,
+    overrides: dict[str, Any] | None = None,
+) -> ServedModel:
+    """Read the text side of a model directory. `style` overrides the checkpoint's own chat template, `overrides` its
+    sampling defaults. Raises `CheckpointError` or `ConfigError` naming the file."""
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such model directory; it must hold config.json, tokenizer.json and *.safetensors")
+    config = ModelConfig.from_file(path / "config.json")
+    tokenizer = Tokenizer.from_dir(path)
+    return ServedModel(
+        names=names,
+        tokenizer=tokenizer,
+        template=load_chat_template(path, style=style, added_tokens=tokenizer.added_tokens),
+        max_model_len=config.max_position_embeddings,
+        defaults=sampling_defaults(path / "generation_config.json", overrides or {}),
+        created=int(time.time()),
+    )
+
+
+def sampling_defaults(path: Path, overrides: dict[str, Any]) -> SamplingDefaults:
+    """The defaults a model's `generation_config.json` asks for, with `overrides` on top; a missing file asks for nothing."""
+    values: dict[str, Any] = {}
+    if path.is_file():
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path}: must hold an object")
+    known = SamplingDefaults()
+    merged = {name: value for name, value in {**values, **overrides}.items() if name in vars(known) and value is not None}
+    for name, value in merged.items():
+        wanted = type(getattr(known, name))
+        if isinstance(value, bool) or not isinstance(value, (int, wanted)):
+            raise ConfigError(f"{path}: {name} must be a number, got {value!r:.40}")
+    # Some checkpoints say "no limit" as top_k -1, as requests may.
+    merged["top_k"] = max(0, merged.get("top_k", known.top_k))
+    if values.get("do_sample") is False and "temperature" not in overrides:
+        merged["temperature"] = 0.0
+    return replace(known, **merged)

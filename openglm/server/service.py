@@ -1,0 +1,92 @@
+"""`Service`: the state that all routes share. One model, its engine, the traffic in front of it, and the phase of life.
+
+    starting ──engine ready──> serving ──SIGTERM──> draining ──> over
+        └──engine refuses the model──> failed
+
+Chat requests wait a while for a model that still loads; afterwards, and while draining, they are told when to come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from typing import Any, TypeVar
+
+from openglm.config.server import ServerConfig
+from openglm.server.refusal import Refusal, Refused
+from openglm.server.served_model import ServedModel
+from openglm.server.traffic import Traffic
+from openglm.server.turn import Engine, PreparedTurn, TurnRequest, TurnStep, prepare, run
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+LARGE_BODY = 64 << 10
+"""Bytes of a request from which decoding and tokenizing leave the event loop, so that other streams do not stall."""
+
+
+class Service:
+    """What a route handler may use."""
+
+    def __init__(self, config: ServerConfig, model: ServedModel, engine: Engine) -> None:
+        self.config = config
+        self.model = model
+        self.engine = engine
+        self.traffic = Traffic(config.max_queued_requests)
+        self.draining = False
+        self._loaded = asyncio.Event()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a chat request would be served at once."""
+        return self._loaded.is_set() and not self.draining and self.engine.state == "ready"
+
+    def engine_loaded(self, *, max_model_len: int, max_num_seqs: int) -> None:
+        """The engine is ready, with these limits."""
+        self.model = self.model.with_context(max_model_len)
+        self.traffic.limit = max_num_seqs + self.config.max_queued_requests
+        self._loaded.set()
+
+    def refuse_if_draining(self) -> None:
+        """Raise `Refused` when the server takes no more work."""
+        if self.draining:
+            raise Refused(Refusal(503, "the server is shutting down", "shutting_down", retry_after_s=5.0))
+
+    async def wait_until_loaded(self) -> None:
+        """Wait for the model, up to `ready_wait_s`; then raise `Refused`."""
+        if self._loaded.is_set():
+            return
+        try:
+            await asyncio.wait_for(self._loaded.wait(), self.config.ready_wait_s)
+        except TimeoutError:
+            raise Refused(Refusal(503, "the model is still loading; try again soon", "model_loading", retry_after_s=5.0)) from None
+
+    def check_model(self, name: str | None) -> None:
+        """Raise `Refused` (404) unless `name` is served; absent means the one model there is."""
+        if name is not None and name not in self.model.names:
+            served = ", ".join(self.model.names)
+            raise Refused(Refusal(404, f"no such model here; this server has: {served}", "model_not_found", "model"))
+
+    async def prepare(self, request: TurnRequest, *, size: int) -> PreparedTurn:
+        """The request made ready; `size` is that of its body in bytes."""
+        if size < LARGE_BODY and self.model.renders_in_process:
+            return prepare(request, self.model)
+        return await asyncio.to_thread(prepare, request, self.model)
+
+    async def run(self, turn: PreparedTurn) -> AsyncGenerator[TurnStep]:
+        """Generate, and log how it went."""
+        began = time.monotonic()
+        end: Any = None
+        try:
+            async for step in run(turn, self.engine, self.model.tokenizer):
+                end = step.end
+                yield step
+        finally:
+            seconds = time.monotonic() - began
+            detail = {"request": turn.id, "seconds": f"{seconds:.3f}", "prompt_tokens": len(turn.prompt_ids)}
+            if end is not None:
+                detail |= {"completion_tokens": end.usage.completion_tokens, "cached_tokens": end.usage.cached_tokens}
+            logger.info("turn ended: %s", end.finish_reason if end else "aborted", extra=detail)
