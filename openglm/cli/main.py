@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from typing import Any
+from collections.abc import Sequence
 
-import click
 import typer
-import typer.main
 
 from openglm import __version__
 from openglm.errors import OpenGLMError
@@ -25,50 +23,52 @@ VERBS = {
     "train": "Train the embedded model from scratch.",
     "eval": "Score a model on held-out generated tasks.",
 }
+EPILOG = "To begin: [bold]glm serve[/bold], then in another terminal [bold]glm chat --url http://127.0.0.1:8000/v1[/bold]"
 
 
-class LazyGroup(click.Group):
-    """A group whose commands are typer functions named `command` in `openglm.cli.<verb>`."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Every verb, in the order a newcomer meets them."""
-        del ctx
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Load the verb's module; unknown verbs are reported by `resolve_command`."""
-        del ctx
-        if cmd_name not in VERBS:
-            return None
-        module = importlib.import_module(f"openglm.cli.{cmd_name}")
-        app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-        app.command(cmd_name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(module.command)
-        command: click.Command = typer.main.get_command(app)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without importing any of them."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
-
-
-EPILOG = "Two commands to begin with:  `glm serve`  and, in another terminal,  `glm chat --url http://127.0.0.1:8000/v1`."
-
-
-@click.group(cls=LazyGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="glm")
-def app() -> None:
-    """Serve, use and train GLM-4.5, GLM-4.5-Air and GLM-4.6 with one model definition."""
-
-
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; openglm's own errors end it with exit code 2 and no traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return app(arguments, prog_name="glm")
+        if given and given[0] in VERBS:
+            _verb(given[0])(given[1:], prog_name=f"glm {given[0]}")
+        else:
+            _overview()(given or ["--help"], prog_name="glm")
     except OpenGLMError as error:
         sys.stderr.write(f"glm: {error}\n")
         raise SystemExit(2) from None
+
+
+def _verb(name: str) -> typer.Typer:
+    """The command of one verb: the function `command` of its module."""
+    module = importlib.import_module(f"openglm.cli.{name}")
+    app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(module.command)
+    return app
+
+
+def _overview() -> typer.Typer:
+    """What `glm` alone understands: help, version, and the list of verbs (which `main` runs itself)."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        epilog=EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"glm {__version__}")
+            raise typer.Exit
+
+    @app.callback(help="Serve, use and train GLM-4.5, GLM-4.5-Air and GLM-4.6 with one model definition.")
+    def options(version: bool = typer.Option(False, "--version", callback=show_version, is_eager=True, help="Show the version.")) -> None:
+        del version
+
+    for verb, summary in VERBS.items():
+        app.command(verb, help=summary)(lambda: None)
+    return app
 
 
 if __name__ == "__main__":
