@@ -15,10 +15,11 @@ Decisions, where model output leaves room:
 - Reasoning is stripped on both sides, as the template strips it in history. Of content, one leading newline is dropped and so is
   white space before and after tool calls; content that is all white space is none. Text after a call is content.
 - Calls are recognised where tools are offered (`parse_calls` overrides). `<tool_call>` inside an open think block ends the
-  reasoning. A call begins once its name is delimited by a newline or a tag; a "name" with a space inside, or longer than 256
-  characters, is prose about tool calls and stays text. A call without a name is skipped. A new `<tool_call>` ends an open call.
+  reasoning. A call begins once its name is certain: a newline after the name of an offered tool, or a tag after any name. So
+  unknown tools pass through, while a "name" followed by other words, or longer than 256 characters, is prose about tool calls
+  and stays text. A call without a name is skipped. A new `<tool_call>` ends an open call.
 - Only `</arg_value>` ends a value, so a value may spell any other tag. If it never comes, the first `</tool_call>` inside ends it.
-- A reply that ends inside a call: a name that was not delimited is dropped (kept as text when
+- A reply that ends inside a call: a name that is not certain is dropped (kept as text when
   no offered tool begins so); otherwise the JSON is closed, an unfinished string
   argument as far as it came, any other unfinished argument left out, and the end event says `complete=False`.
   `message_from_events` leaves such calls out, since acting on a cut argument (`rm -rf /tmp/x` cut at `/`) is worse than not
@@ -241,7 +242,7 @@ class TurnParser:
     def _read_name(self, text: str) -> None:
         """Character by character, so that every chunking decides at the same place; a name is short."""
         for i, character in enumerate(text):
-            if character == "\n" and self._name:
+            if character == "\n" and self._name in self._tools:
                 self._open_call()
                 self._text(text[i + 1 :])
                 return
