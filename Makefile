@@ -1,0 +1,53 @@
+# Everything a developer or a newcomer types. `make serve` and `make test` work in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Extra arguments for installing torch, for example an index that holds CPU-only or ROCm builds.
+TORCH_ARGS ?=
+MODEL ?=
+
+.PHONY: setup serve chat test test-slow check format nano lock clean
+
+setup: $(READY)  ## virtual environment with the locked versions
+
+$(READY): pyproject.toml requirements.lock
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openglm needs Python 3.11 or newer; run: make setup PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing torch, then everything else under the locked versions (a few minutes the first time)"
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH_ARGS) "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[dev]'
+	touch $@
+
+serve: $(READY)  ## serve the embedded model, or MODEL=directory
+	$(BIN)/glm serve $(MODEL)
+
+chat: $(READY)  ## chat in the terminal with the embedded model, or MODEL=directory
+	$(BIN)/glm chat $(MODEL)
+
+test: $(READY)  ## the fast tests
+	$(BIN)/pytest
+
+test-slow: $(READY)  ## every test, also those that need minutes
+	$(BIN)/pytest -m "slow or not slow"
+
+check: $(READY)  ## lint, types, layering, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+nano: $(READY)  ## train the embedded model again (resumable) and score it
+	$(BIN)/glm train nano --out runs/nano --resume
+	$(BIN)/glm eval nano --model runs/nano/model
+
+lock: $(READY)  ## write the versions of this environment to requirements.lock
+	$(BIN)/pip freeze --exclude-editable | sed 's/^torch==\([0-9.]*\).*/torch==\1/' > requirements.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
