@@ -66,13 +66,21 @@ class BuiltinTemplate:
 class JinjaTemplate:
     """A checkpoint's own template, in its child process. `added_tokens` are those of the checkpoint's tokenizer."""
 
-    def __init__(self, source: str, *, origin: str = "chat_template.jinja", added_tokens: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        *,
+        origin: str = "chat_template.jinja",
+        added_tokens: Collection[str] | None = None,
+        timeout_s: float = 5.0,
+    ) -> None:
+        """`timeout_s` bounds one rendering."""
         tokens = sorted(added_tokens or (token for token, _ in ADDED_TOKENS), key=len, reverse=True)
         self._tokens = tokens
         self._token = re.compile("|".join(map(re.escape, tokens)))
         self._token_ahead = re.compile(f"(?=({self._token.pattern}))")
         self._description = f"the checkpoint's {origin}"
-        self._process = TemplateProcess(source, origin=origin)
+        self._process = TemplateProcess(source, origin=origin, timeout_s=timeout_s)
         self._adds_nothink = False
         self._adds_nothink = self._probe_nothink()
 

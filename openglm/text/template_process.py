@@ -32,7 +32,7 @@ _MAX_REPLY: Final = 128 << 20  # bytes; the worker's own output limit, escaped
 class TemplateProcess:
     """Renders one template source. Safe to call from several threads; they wait for each other."""
 
-    def __init__(self, source: str, *, origin: str = "chat_template.jinja", timeout_s: float = 2.0) -> None:
+    def __init__(self, source: str, *, origin: str = "chat_template.jinja", timeout_s: float = 5.0) -> None:
         """Start the child and compile. `origin` names the template in errors; `timeout_s` bounds one rendering."""
         if len(source.encode(errors="replace")) > MAX_SOURCE:
             raise CheckpointError(f"{origin}: larger than {MAX_SOURCE} bytes, which is no chat template")
