@@ -43,7 +43,9 @@ def _verb(name: str) -> typer.Typer:
     """The command of one verb: the function `command` of its module."""
     module = importlib.import_module(f"openglm.cli.{name}")
     app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-    app.command(name, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(module.command)
+    # A verb may bring its own command class (foreign flags) and settings.
+    command_class = getattr(module, "COMMAND_CLASS", None)
+    app.command(name, cls=command_class, context_settings=getattr(module, "CONTEXT_SETTINGS", None))(module.command)
     return app
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from openglm.config.engine import PAGE_SIZE
 from openglm.config.server import ServerConfig
 from openglm.engine.protocol import EngineInfo
@@ -24,9 +22,8 @@ def banner(
     port: int,
     num_pages: int,
     seconds: float,
-    notes: Sequence[str] = (),
 ) -> str:
-    """The text, without a final newline. `notes` are lines about flags that had no effect."""
+    """The text, without a final newline. `seconds` is how long the start took."""
     url = base_url(config, port)
     key = " -H 'Authorization: Bearer KEY'" if config.api_keys else ""
     body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
@@ -46,7 +43,6 @@ def banner(
     if len(model.names) > 1:
         lines.append(f"  model names       {', '.join(model.names)}")
     lines += [f"  {'chosen for you' if i == 0 else '':17} {reason}" for i, reason in enumerate(info.reasons)]
-    lines += [f"  {'note' if i == 0 else '':17} {note}" for i, note in enumerate(notes)]
     if not config.is_loopback and not config.api_keys:
         lines += ["", f"WARNING: anyone who can reach {config.host}:{port} may use this server; set --api-key, or keep --host 127.0.0.1"]
     return "\n".join(lines)

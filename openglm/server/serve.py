@@ -14,7 +14,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import uvicorn
@@ -40,7 +40,6 @@ def run_server(
     model: ServedModel,
     *,
     announce: Callable[[str], None],
-    notes: Sequence[str] = (),
 ) -> int:
     """Serve until a signal; returns the exit code. `announce` shows the banner when the model is ready.
 
@@ -50,18 +49,15 @@ def run_server(
 
     listener = _listen(config)
     with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Process(config, engine, model, announce, notes).live(listener))
+        return runner.run(_Process(config, engine, model, announce).live(listener))
 
 
 class _Process:
     """One server from its port to its exit code."""
 
-    def __init__(
-        self, config: ServerConfig, engine: EngineConfig, model: ServedModel, announce: Callable[[str], None], notes: Sequence[str]
-    ) -> None:
+    def __init__(self, config: ServerConfig, engine: EngineConfig, model: ServedModel, announce: Callable[[str], None]) -> None:
         self._config = config
         self._announce = announce
-        self._notes = notes
         self._client = AsyncEngineClient(engine)
         self._service = Service(config, model, self._client)
         self._stop = asyncio.Event()
@@ -88,7 +84,7 @@ class _Process:
                 starting.cancel()
             clean = await self._drain()
         finally:
-            self._service.draining = True
+            self._service.begin_drain()
             await self._client.close()
             http.should_exit = True
             stopping.cancel()
@@ -108,7 +104,6 @@ class _Process:
                 port=port,
                 num_pages=stats.pages_total,
                 seconds=seconds,
-                notes=self._notes,
             )
         )
 
@@ -122,7 +117,7 @@ class _Process:
             logger.error("the engine is dead and stays so: %s", self._client.last_error)
             return False
         traffic = self._service.traffic
-        self._service.draining = True
+        self._service.begin_drain()
         if traffic.num_in_flight:
             logger.info("draining: %d requests in flight, %g s at most", traffic.num_in_flight, self._config.drain_timeout_s)
         idle = asyncio.create_task(traffic.wait_idle())

@@ -58,6 +58,7 @@ def load_served_model(
     names: tuple[str, ...],
     style: TemplateStyle | None = None,
     overrides: dict[str, Any] | None = None,
+    use_generation_config: bool = True,
 ) -> ServedModel:
     """Read the text side of a model directory. `style` overrides the checkpoint's own chat template, `overrides` its
     sampling defaults. Raises `CheckpointError` or `ConfigError` naming the file."""
@@ -70,29 +71,34 @@ def load_served_model(
         tokenizer=tokenizer,
         template=load_chat_template(path, style=style, added_tokens=tokenizer.added_tokens),
         max_model_len=config.max_position_embeddings,
-        defaults=sampling_defaults(path / "generation_config.json", overrides or {}),
+        defaults=sampling_defaults(path / "generation_config.json" if use_generation_config else None, overrides or {}),
         created=int(time.time()),
     )
 
 
-def sampling_defaults(path: Path, overrides: dict[str, Any]) -> SamplingDefaults:
-    """The defaults a model's `generation_config.json` asks for, with `overrides` on top; a missing file asks for nothing."""
-    values: dict[str, Any] = {}
-    if path.is_file():
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path}: must hold an object")
-    known = SamplingDefaults()
-    merged = {name: value for name, value in {**values, **overrides}.items() if name in vars(known) and value is not None}
+def sampling_defaults(path: Path | None, overrides: dict[str, Any]) -> SamplingDefaults:
+    """The defaults a model's `generation_config.json` asks for, with `overrides` on top; no file asks for nothing."""
+    values = _read_object(path) if path is not None and path.is_file() else {}
+    neutral = SamplingDefaults()
+    merged = {name: value for name, value in {**values, **overrides}.items() if name in vars(neutral) and value is not None}
     for name, value in merged.items():
-        wanted = type(getattr(known, name))
-        if isinstance(value, bool) or not isinstance(value, (int, wanted)):
-            raise ConfigError(f"{path}: {name} must be a number, got {value!r:.40}")
-    # Some checkpoints say "no limit" as top_k -1, as requests may.
-    merged["top_k"] = max(0, merged.get("top_k", known.top_k))
+        if isinstance(value, bool) or not isinstance(value, (int, type(getattr(neutral, name)))):
+            where = "the override" if name in overrides else str(path)
+            raise ConfigError(f"{where}: {name} must be a number, got {value!r:.40}")
+    unknown = overrides.keys() - vars(neutral).keys()
+    if unknown:
+        raise ConfigError(f"no sampling default is called {min(unknown)!r:.40}; known: {', '.join(vars(neutral))}")
     if values.get("do_sample") is False and "temperature" not in overrides:
         merged["temperature"] = 0.0
-    return replace(known, **merged)
+    merged["top_k"] = max(0, merged.get("top_k", neutral.top_k))  # some checkpoints say "no limit" as -1, as requests may
+    return replace(neutral, **merged)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold an object")
+    return values

@@ -50,6 +50,11 @@ class Service:
         self.traffic.limit = max_num_seqs + self.config.max_queued_requests
         self._loaded.set()
 
+    def begin_drain(self) -> None:
+        """Take no more work; requests that wait for the model are told so."""
+        self.draining = True
+        self._loaded.set()
+
     def refuse_if_draining(self) -> None:
         """Raise `Refused` when the server takes no more work."""
         if self.draining:
@@ -63,6 +68,7 @@ class Service:
             await asyncio.wait_for(self._loaded.wait(), self.config.ready_wait_s)
         except TimeoutError:
             raise Refused(Refusal(503, "the model is still loading; try again soon", "model_loading", retry_after_s=5.0)) from None
+        self.refuse_if_draining()
 
     def check_model(self, name: str | None) -> None:
         """Raise `Refused` (404) unless `name` is served; absent means the one model there is."""

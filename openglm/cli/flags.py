@@ -1,0 +1,385 @@
+"""Flags that users of other servers already type, translated to ours before typer sees them.
+
+Owns one table from a foreign flag (vLLM, SGLang, llama.cpp) to what it means here, and the class of commands that apply it.
+Rules: accept by meaning; a flag that changes nothing here prints one line; a value that cannot be honoured is an error
+that names what to do instead; an unknown flag is an error that names the nearest one. Nothing is ignored silently.
+
+Three things can happen to a foreign flag:
+
+    Rename    another spelling of one of our flags, or a switch that stands for one
+    Accept    the listed values mean what this build does anyway (a line says so where a note is given), others are refused
+    Refuse    the feature is not here; the message names the replacement
+
+and the ways to say how many tokens the MTP layer drafts, spread over up to four flags, are gathered into one number.
+
+Every flag of a command can also be set by an environment variable (`openglm.env`), which a flag on the line overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import typer
+from typer.core import TyperCommand
+
+from openglm import env
+from openglm.errors import ConfigError
+
+POSITIONAL: Final = "MODEL"
+
+
+@dataclass(frozen=True)
+class Rename:
+    """Stands for `to`. With `switch` the foreign flag takes no value and ours none either."""
+
+    to: str
+    switch: bool = False
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Means what happens anyway. `values` None: any value; empty: the flag takes none."""
+
+    note: str = ""
+    values: tuple[str, ...] | None = ()
+    otherwise: str = ""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """Cannot be honoured. `takes_value` keeps the rest of the line readable for the error."""
+
+    instead: str
+    takes_value: bool = True
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One of the flags that together say how many tokens to draft; `part` is what this one says."""
+
+    part: str
+
+
+Meaning = Rename | Accept | Refuse | Draft
+
+_ONE_DEVICE: Final = "this build runs on one device; leave the flag out or give 1"
+_OWN_FORMAT: Final = "weights are used as the checkpoint stores them (FP8 is dequantized on load); leave the flag out"
+_MTP_ONLY: Final = "only the model's own MTP layer drafts; say how far with --num-speculative-tokens"
+_CACHE_SIZE: Final = "no effect: the KV cache is sized to the machine, or by --kv-cache-tokens"
+_ALWAYS_PARSED: Final = "not needed: GLM's thinking and tool calls are always parsed"
+_KERNELS: Final = "no effect: kernels follow from the device"
+_NO_LORA: Final = "adapters are not served yet; merge the adapter into a checkpoint and serve that"
+_NO_TLS: Final = "TLS is not served yet; put a TLS proxy in front"
+_GLM_PARSERS: Final = ("glm45", "glm46", "glm47", "glm4_moe", "glm4", "glm", "auto")
+
+ALIASES: Final[Mapping[str, Meaning]] = {
+    # model and naming
+    "--model": Rename(POSITIONAL),
+    "--model-path": Rename(POSITIONAL),
+    "-m": Rename(POSITIONAL),
+    "-a": Rename("--served-model-name"),
+    "--alias": Rename("--served-model-name"),
+    "--tokenizer": Refuse("the tokenizer is read from the model directory; put tokenizer.json there"),
+    "--tokenizer-path": Refuse("the tokenizer is read from the model directory; put tokenizer.json there"),
+    "--tokenizer-mode": Accept(values=("auto",), otherwise="there is one tokenizer; leave the flag out"),
+    "--revision": Refuse("models are read from a directory; download the revision you want and give its directory"),
+    "--download-dir": Refuse("models are read from a directory; download the model and give its directory"),
+    "--load-format": Accept(values=("auto", "safetensors"), otherwise="only safetensors checkpoints are served"),
+    "--trust-remote-code": Accept("no effect: code from a checkpoint never runs"),
+    "--chat-template-content-format": Accept(values=("auto", "string", "openai"), otherwise="use auto"),
+    # address, keys, logs
+    "--uvicorn-log-level": Rename("--log-level"),
+    "--disable-log-requests": Accept("no effect: prompts are never logged"),
+    "--disable-log-stats": Accept("no effect: there is no periodic log"),
+    "--ssl-keyfile": Refuse(_NO_TLS),
+    "--ssl-certfile": Refuse(_NO_TLS),
+    "--ssl-key-file": Refuse(_NO_TLS),
+    "--ssl-cert-file": Refuse(_NO_TLS),
+    "--config": Refuse("flag files are not read yet; use flags or GLM_* variables"),
+    # context, memory, batching
+    "--context-length": Rename("--max-model-len"),
+    "--ctx-size": Rename("--max-model-len"),
+    "-c": Rename("--max-model-len"),
+    "--max-running-requests": Rename("--max-num-seqs"),
+    "--parallel": Rename("--max-num-seqs"),
+    "-np": Rename("--max-num-seqs"),
+    "--max-num-queued-reqs": Rename("--max-queued-requests"),
+    "--chunked-prefill-size": Rename("--max-num-batched-tokens"),
+    "--enable-chunked-prefill": Accept("no effect: prefill is always chunked"),
+    "--no-enable-chunked-prefill": Refuse("prefill is always chunked; --max-num-batched-tokens sets the size", takes_value=False),
+    "--max-total-tokens": Rename("--kv-cache-tokens"),
+    "--gpu-memory-utilization": Accept(_CACHE_SIZE, values=None),
+    "--mem-fraction-static": Accept(_CACHE_SIZE, values=None),
+    "--kv-cache-dtype": Accept(values=("auto",), otherwise="the KV cache has the dtype of the model; leave the flag out"),
+    "--block-size": Accept(values=("64",), otherwise="pages hold 64 tokens; leave the flag out"),
+    "--page-size": Accept(values=("64",), otherwise="pages hold 64 tokens; leave the flag out"),
+    "--disable-radix-cache": Rename("--no-enable-prefix-caching", switch=True),
+    "--no-cache-prompt": Rename("--no-enable-prefix-caching", switch=True),
+    "--cpu-offload-gb": Accept(
+        values=("0",), otherwise="weights cannot be split between memories in this build; run on the CPU with --device cpu"
+    ),
+    "--n-cpu-moe": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu"),
+    "--cpu-moe": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu", takes_value=False),
+    # parallelism
+    **dict.fromkeys(
+        (
+            "--tensor-parallel-size", "-tp", "--tp-size", "--tp", "--pipeline-parallel-size", "-pp", "--pp-size", "--pp",
+            "--data-parallel-size", "-dp", "--dp-size", "--dp", "--ep-size", "--ep", "--expert-parallel-size", "--nnodes",
+        ),
+        Accept(values=("1",), otherwise=_ONE_DEVICE),
+    ),
+    "--node-rank": Accept(values=("0",), otherwise=_ONE_DEVICE),
+    "--base-gpu-id": Accept(values=("0",), otherwise="choose the device with --device, for example cuda:1"),
+    "--enable-expert-parallel": Accept("no effect on one device"),
+    "--enable-dp-attention": Accept("no effect on one device"),
+    "--dist-init-addr": Refuse(_ONE_DEVICE),
+    "--disaggregation-mode": Accept(values=("null",), otherwise="prefill/decode disaggregation is not here yet; leave the flag out"),
+    "--kv-transfer-config": Refuse("prefill/decode disaggregation is not here yet; leave the flag out"),
+    # kernels and execution
+    "--quantization": Refuse(_OWN_FORMAT),
+    "-q": Refuse(_OWN_FORMAT),
+    "--enforce-eager": Accept("no effect: no graphs are captured"),
+    "--disable-cuda-graph": Accept("no effect: no graphs are captured"),
+    "--disable-shared-experts-fusion": Accept("no effect: the shared expert is always a layer of its own"),
+    "--disable-overlap-schedule": Accept("no effect: steps are not overlapped"),
+    "--async-scheduling": Accept("no effect: steps are not overlapped"),
+    "--attention-backend": Accept(_KERNELS, values=None),
+    "--moe-backend": Accept(_KERNELS, values=None),
+    "--moe-runner-backend": Accept(_KERNELS, values=None),
+    "--moe-a2a-backend": Accept(_KERNELS, values=None),
+    "--enable-deterministic-inference": Rename("--deterministic", switch=True),
+    "--random-seed": Rename("--seed"),
+    "-t": Rename("--threads"),
+    "--stream-interval": Accept(values=("1",), otherwise="every step is streamed; leave the flag out"),
+    "--scheduling-policy": Accept(values=("fcfs",), otherwise="requests run first come, first served; leave the flag out"),
+    "--schedule-policy": Accept(values=("fcfs", "lpm"), otherwise="requests run first come, first served; leave the flag out"),
+    "--enable-priority-scheduling": Refuse("requests run first come, first served; leave the flag out", takes_value=False),
+    # parsing, reports, adapters
+    "--tool-call-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise="GLM has one format; leave the flag out"),
+    "--reasoning-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise="GLM has one format; leave the flag out"),
+    "--enable-auto-tool-choice": Accept(_ALWAYS_PARSED),
+    "--jinja": Accept(_ALWAYS_PARSED),
+    "--enable-prompt-tokens-details": Accept("no effect: usage always counts cached tokens"),
+    "--enable-cache-report": Accept("no effect: usage always counts cached tokens"),
+    "--enable-metrics": Accept("no effect: this build serves no /metrics yet"),
+    "--sampling-defaults": Rename("--generation-config"),
+    "--shutdown-grace-period": Rename("--shutdown-timeout"),
+    "--enable-lora": Refuse(_NO_LORA, takes_value=False),
+    "--lora-modules": Refuse(_NO_LORA),
+    "--lora-paths": Refuse(_NO_LORA),
+    "--lora": Refuse(_NO_LORA),
+    # drafts
+    "--speculative-config": Draft("json"),
+    "--speculative-num-steps": Draft("steps"),
+    "--speculative-num-draft-tokens": Draft("verified"),
+    "--speculative-algorithm": Draft("method"),
+    "--speculative-eagle-topk": Accept(values=("1",), otherwise="drafts form one chain; leave the flag out or give 1"),
+    "--speculative-draft-model-path": Refuse(_MTP_ONLY),
+    "--spec-method": Draft("method"),
+    "--spec-type": Draft("method"),
+    "--spec-model": Refuse(_MTP_ONLY),
+    "--spec-tokens": Draft("steps"),
+    "--spec-draft-n-max": Draft("steps"),
+}  # fmt: skip
+
+_MTP_METHODS: Final = ("mtp", "glm4_moe_mtp", "deepseek_mtp", "eagle", "nextn", "draft-mtp")
+_SEVERAL_WORDS: Final = ("--served-model-name",)  # vLLM: --served-model-name a b c
+
+
+@dataclass
+class Translation:
+    """Our own command line, and what to tell the user about theirs."""
+
+    arguments: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    flags: set[str] = field(default_factory=set)
+    num_positionals: int = 0
+    draft_steps: int | None = None
+
+    def add(self, flag: str, *values: str) -> None:
+        """One of our flags."""
+        self.flags.add(flag)
+        self.arguments += [flag, *values]
+
+    def add_positional(self, word: str) -> None:
+        """A word without a flag."""
+        self.num_positionals += 1
+        self.arguments.append(word)
+
+
+def translate(words: Iterable[str], own: Mapping[str, bool]) -> Translation:
+    """Rewrite a command line. `own` maps each flag of the command to whether it takes a value. Raises `ConfigError`."""
+    result = Translation()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--":
+            result.arguments += [word, *rest]
+            break
+        if not word.startswith("-") or word == "-":
+            result.add_positional(word)
+            continue
+        flag, equals, value = word.partition("=")
+        flag = _dashed(flag)
+        dotted, _, key = flag.partition(".")
+        if flag in own:
+            if not own[flag]:
+                if equals:
+                    raise ConfigError(f"{flag} takes no value")
+                result.add(flag)
+                continue
+            result.add(flag, value if equals else _next(flag, rest))
+            while flag in _SEVERAL_WORDS and rest and not rest[0].startswith("-"):
+                result.add(flag, rest.pop(0))
+        elif flag in ALIASES and _applies(ALIASES[flag], own):
+            meaning = ALIASES[flag]
+            taken = (value if equals else _next(flag, rest)) if _takes_value(meaning) else ""
+            _apply(flag, meaning, taken, own, result)
+        elif dotted == "--speculative-config" and key and "--num-speculative-tokens" in own:
+            _draft_setting(flag, key.replace("-", "_"), value if equals else _next(flag, rest), result)
+        else:
+            raise _unknown(flag, own)
+    if result.draft_steps is not None and "--num-speculative-tokens" not in result.flags:
+        result.add("--num-speculative-tokens", str(result.draft_steps))
+    return result
+
+
+def _apply(flag: str, meaning: Meaning, value: str, own: Mapping[str, bool], result: Translation) -> None:
+    match meaning:
+        case Rename(to) if to == POSITIONAL and "--model" not in own:
+            result.add_positional(value)
+        case Rename(to) if to == POSITIONAL:
+            result.add("--model", value)
+        case Rename(to, switch):
+            result.add(to, *([] if switch else [value]))
+        case Accept(note, values, otherwise):
+            if values and value.lower() not in values:
+                raise ConfigError(f"{flag} {value:.40}: {otherwise}")
+            if note:
+                result.notes.append(f"{flag}: {note}")
+        case Refuse(instead):
+            raise ConfigError(f"{flag}: {instead}")
+        case Draft(part):
+            _draft(flag, part, value, result)
+
+
+def _draft(flag: str, part: str, value: str, result: Translation) -> None:
+    if part == "json":
+        try:
+            settings = json.loads(value)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: not valid JSON: {error}") from None
+        if not isinstance(settings, dict):
+            raise ConfigError(f'{flag}: expected an object such as {{"method": "mtp", "num_speculative_tokens": 1}}')
+        for key, setting in settings.items():
+            _draft_setting(flag, key, str(setting), result)
+    elif part == "method":
+        if value.lower() not in _MTP_METHODS:
+            raise ConfigError(f"{flag} {value:.40}: {_MTP_ONLY}")
+    elif part == "steps":
+        result.draft_steps = _whole(flag, value)
+    elif result.draft_steps is None:  # `verified` counts the token before the drafts too; --speculative-num-steps is exact
+        result.draft_steps = max(0, _whole(flag, value) - 1)
+
+
+def _draft_setting(flag: str, key: str, value: str, result: Translation) -> None:
+    if key == "method":
+        _draft(flag, "method", value, result)
+    elif key == "num_speculative_tokens":
+        _draft(flag, "steps", value, result)
+    else:
+        raise ConfigError(f"{flag}: {key!r} is not supported; {_MTP_ONLY}")
+
+
+def _whole(flag: str, value: str) -> int:
+    if not value.isdecimal():
+        raise ConfigError(f"{flag} must be a whole number, got {value!r:.40}")
+    return int(value)
+
+
+def _applies(meaning: Meaning, own: Mapping[str, bool]) -> bool:
+    """Whether a command has what the flag stands for."""
+    if isinstance(meaning, Rename):
+        return meaning.to in own or meaning.to == POSITIONAL
+    return "--num-speculative-tokens" in own
+
+
+def _takes_value(meaning: Meaning) -> bool:
+    match meaning:
+        case Rename(_, switch):
+            return not switch
+        case Accept(_, values):
+            return values != ()
+        case Refuse(_, takes_value):
+            return takes_value
+        case Draft():
+            return True
+
+
+def _next(flag: str, rest: list[str]) -> str:
+    if not rest:
+        raise ConfigError(f"{flag} needs a value")
+    return rest.pop(0)
+
+
+def _dashed(flag: str) -> str:
+    """`--max_model_len` is accepted for `--max-model-len`, as in vLLM; what follows a dot is a key of its own."""
+    name, dot, key = flag.partition(".")
+    return (name.replace("_", "-") if name.startswith("--") else name) + dot + key
+
+
+def _unknown(flag: str, own: Mapping[str, bool]) -> ConfigError:
+    known = [*own, *(alias for alias, meaning in ALIASES.items() if _applies(meaning, own))]
+    near = difflib.get_close_matches(flag, known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return ConfigError(f"unknown option {flag:.60}{hint} --help lists all options")
+
+
+class TranslatedCommand(TyperCommand):
+    """A command that takes foreign flags and environment variables as well as its own flags."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Translate, then let typer parse."""
+        own = {name: not option.is_flag for option in self._options() for name in (*option.opts, *option.secondary_opts)}
+        translation = translate(args, {**own, "--help": False, "-h": False})
+        self._add_environment(translation)
+        for note in translation.notes:
+            typer.echo(f"glm: {note}", err=True)
+        return super().parse_args(ctx, translation.arguments)
+
+    def _options(self) -> list[Any]:
+        return [param for param in self.params if param.param_type_name == "option"]
+
+    def _add_environment(self, translation: Translation) -> None:
+        if translation.flags & {"--help", "-h"}:
+            return
+        defaults: list[str] = []
+        for option in self._options():
+            flag = option.opts[0]
+            if translation.flags & {*option.opts, *option.secondary_opts}:
+                continue
+            text = env.flag_values([flag]).get(flag)
+            if text is None:
+                continue
+            if option.is_flag:
+                defaults += _switch(flag, option.secondary_opts, text)
+            else:
+                for value in text.split(",") if option.multiple else [text]:
+                    defaults += [flag, value.strip()]
+        model = env.flag_values(["--model"]).get("--model")
+        takes_model = any(param.param_type_name == "argument" and param.name == "model" for param in self.params)
+        translation.arguments[:0] = defaults
+        if takes_model and model and not translation.num_positionals:
+            translation.arguments.insert(0, model)
+
+
+def _switch(flag: str, opposites: list[str], text: str) -> list[str]:
+    if text.lower() in ("1", "true", "yes", "on"):
+        return [flag]
+    if text.lower() in ("0", "false", "no", "off"):
+        return opposites[:1]
+    raise ConfigError(f"{env.variable_of(flag)} must be 1 or 0, got {text!r:.40}")

@@ -1,0 +1,209 @@
+"""`glm serve`: the server of one model, from flags to exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from openglm.cli.flags import TranslatedCommand
+from openglm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from openglm.text.template import TemplateStyle
+
+COMMAND_CLASS = TranslatedCommand
+
+_MODEL, _ADDRESS, _MEMORY, _SPEED, _ANSWERS, _LOG = (
+    "Model",
+    "Address and access",
+    "Context, memory and batching",
+    "Speed and exactness",
+    "Answers",
+    "Process",
+)
+EMBEDDED_NAME = "glm-nano"
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Model directory. Default: the embedded glm-nano.")] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="Name(s) that requests may use; the first is echoed. Default: MODEL as given.", rich_help_panel=_MODEL),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_MODEL)] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODEL)] = "auto",
+    chat_template: Annotated[
+        str | None,
+        typer.Option(help="glm-4.5 or glm-4.7. Default: the checkpoint's own template, else glm-4.5.", rich_help_panel=_MODEL),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.", rich_help_panel=_ADDRESS)] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 picks a free one.", rich_help_panel=_ADDRESS)] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="Key that clients must send; may be given several times.", rich_help_panel=_ADDRESS),
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Longest prompt plus answer, in tokens.", rich_help_panel=_MEMORY, show_default="what fits")
+    ] = None,
+    kv_cache_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens that the KV cache holds for all requests.", rich_help_panel=_MEMORY, show_default="what fits"),
+    ] = None,
+    max_num_seqs: Annotated[
+        int | None, typer.Option(help="Requests that run at once.", rich_help_panel=_MEMORY, show_default="by device")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens per step: the size of a prefill chunk.", rich_help_panel=_MEMORY, show_default="by device"),
+    ] = None,
+    max_queued_requests: Annotated[
+        int, typer.Option(help="Requests that may wait; one more is answered 503.", rich_help_panel=_MEMORY)
+    ] = 512,
+    enable_prefix_caching: Annotated[
+        bool, typer.Option(help="Reuse the KV cache of equal prompt beginnings.", rich_help_panel=_MEMORY)
+    ] = True,
+    num_speculative_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that the MTP layer drafts per step; 0 is off.", rich_help_panel=_SPEED, show_default="auto")
+    ] = None,
+    deterministic: Annotated[
+        bool | None,
+        typer.Option(
+            "--deterministic/--no-deterministic",
+            help="Answers do not depend on what else is in the batch.",
+            rich_help_panel=_SPEED,
+            show_default="auto",
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_SPEED, show_default="all cores")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of requests that bring none.", rich_help_panel=_SPEED, show_default="random")
+    ] = None,
+    thinking: Annotated[
+        bool, typer.Option("--thinking/--no-thinking", help="Think unless a request says otherwise.", rich_help_panel=_ANSWERS)
+    ] = True,
+    reasoning_field: Annotated[
+        str, typer.Option(help="Where thinking goes: reasoning_content, reasoning or both.", rich_help_panel=_ANSWERS)
+    ] = "reasoning_content",
+    generation_config: Annotated[
+        str,
+        typer.Option(help="auto: sampling defaults of the model's generation_config.json; vllm or openai: none.", rich_help_panel=_ANSWERS),
+    ] = "auto",
+    override_generation_config: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='Sampling defaults to change, such as {"temperature": 0.6}.', rich_help_panel=_ANSWERS),
+    ] = None,
+    default_chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(metavar="JSON", help='{"enable_thinking": false} is --no-thinking.', rich_help_panel=_ANSWERS),
+    ] = None,
+    shutdown_timeout: Annotated[
+        float, typer.Option(help="Seconds that running answers get after SIGTERM or Ctrl-C.", rich_help_panel=_LOG)
+    ] = 30.0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.", rich_help_panel=_LOG)] = "warning",
+    log_format: Annotated[str, typer.Option(help="text or json.", rich_help_panel=_LOG)] = "text",
+) -> None:
+    """Serve a model over the OpenAI API: POST /v1/chat/completions, GET /v1/models, /health and /ready.
+
+    Thinking and tool calls need no flags. Flags have vLLM's names; those of SGLang and llama.cpp are understood too, and every
+    flag can be set by a variable (--max-model-len is GLM_MAX_MODEL_LEN).
+
+    glm serve                                     the embedded glm-nano on http://127.0.0.1:8000/v1
+
+    glm serve ./GLM-4.5-Air --served-model-name glm-4.5-air --host 0.0.0.0 --api-key SECRET
+
+    glm serve ./GLM-4.6 --max-model-len 65536 --num-speculative-tokens 3
+    """
+    from openglm.config.engine import EngineConfig, model_directory
+    from openglm.config.server import ServerConfig
+    from openglm.log import set_up_logging
+    from openglm.server.serve import run_server
+    from openglm.server.served_model import load_served_model
+
+    _one_of("--log-level", log_level, ("debug", "info", "warning", "error"))
+    _one_of("--log-format", log_format, ("text", "json"))
+    _one_of("--reasoning-field", reasoning_field, ("reasoning_content", "reasoning", "both"))
+    _one_of("--generation-config", generation_config, ("auto", "model", "vllm", "openai"))
+    names = _names(served_model_name, model)
+    set_up_logging(log_level, log_format)  # type: ignore[arg-type]  # checked above
+    config = ServerConfig(
+        host=host,
+        port=port,
+        served_model_names=names,
+        api_keys=tuple(api_key or ()),
+        max_queued_requests=max_queued_requests,
+        drain_timeout_s=shutdown_timeout,
+        default_thinking=_thinking(default_chat_template_kwargs, thinking),
+        reasoning_field=reasoning_field,  # type: ignore[arg-type]  # checked above
+    )
+    engine = EngineConfig(
+        model=model,
+        device=device,
+        dtype=dtype,  # type: ignore[arg-type]  # EngineConfig checks it
+        num_speculative_tokens=num_speculative_tokens,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        kv_cache_tokens=kv_cache_tokens,
+        enable_prefix_caching=enable_prefix_caching,
+        deterministic=deterministic,
+        threads=threads,
+        seed=seed,
+        max_queued_requests=max_queued_requests,
+    )
+    served = load_served_model(
+        model_directory(model),
+        names=names,
+        style=_style(chat_template),
+        overrides=_json_object("--override-generation-config", override_generation_config),
+        use_generation_config=generation_config in ("auto", "model"),
+    )
+    code = run_server(config, engine, served, announce=typer.echo)
+    raise typer.Exit(code)
+
+
+def _names(given: list[str] | None, model: str | None) -> tuple[str, ...]:
+    if not given:
+        return (EMBEDDED_NAME,) if model is None else (model,)
+    swallowed = next((name for name in given[1:] if Path(name).is_dir()), None)
+    if model is None and swallowed is not None:
+        raise ConfigError(f"--served-model-name took {swallowed!r} as one more name; write the model directory before the flags")
+    return tuple(dict.fromkeys(given))
+
+
+def _style(name: str | None) -> TemplateStyle | None:
+    match name:
+        case None:
+            return None
+        case "glm-4.5" | "glm-4.6":
+            return "glm-4.5"
+        case "glm-4.7":
+            return "glm-4.7"
+    raise ConfigError(f"--chat-template {name:.60}: give glm-4.5 or glm-4.7; a file goes into the model directory as chat_template.jinja")
+
+
+def _thinking(template_kwargs: str | None, thinking: bool) -> bool:
+    for key, value in _json_object("--default-chat-template-kwargs", template_kwargs).items():
+        if key != "enable_thinking" or not isinstance(value, bool):
+            raise ConfigError('--default-chat-template-kwargs takes only {"enable_thinking": true} or false')
+        thinking = value
+    return thinking
+
+
+def _json_object(flag: str, text: str | None) -> dict[str, Any]:
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag}: not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{flag}: expected a JSON object")
+    return value
+
+
+def _one_of(flag: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{flag} must be one of {', '.join(allowed)}; got {value!r:.40}")
