@@ -1,0 +1,155 @@
+"""A request's tokens and log probabilities are the same, bit for bit, however the engine gets to them.
+
+Random tiny models give nearly flat distributions, so any deviation in the last bit soon changes a token. The yardstick is every prompt
+alone, without drafts, without prefix cache, in one chunk.
+"""
+
+import random
+from functools import cache
+
+import pytest
+import torch
+from engine_runs import generate, make_core, tiny_model
+
+from openglm.config import variant
+from openglm.engine.request import SamplingParams
+from openglm.model import ForwardContext
+
+MODELS = [(name, dtype) for name in ("tiny-air", "tiny-355b") for dtype in ("float32", "bfloat16")]
+FEW_TOKENS = 24  # so few that random drafts are sometimes right
+
+
+def prompts() -> list[list[int]]:
+    """Lengths on both sides of page borders; the last two share pages with the one before them."""
+    rng = random.Random(3)
+    made = [[rng.randrange(FEW_TOKENS) for _ in range(n)] for n in (1, 63, 64, 65, 129, 150)]
+    return [*made, made[-1][:140] + [1, 2, 3], made[-1]]
+
+
+def params() -> list[SamplingParams]:
+    greedy = SamplingParams(max_tokens=20, temperature=0, logprobs=2)
+    drawn = [
+        SamplingParams(max_tokens=20, temperature=0.8, seed=1, logprobs=1),
+        SamplingParams(max_tokens=20, top_k=5, seed=2, logprobs=0),
+        SamplingParams(max_tokens=20, top_p=0.7, min_p=0.01, seed=3, logprobs=3),
+    ]
+    return [greedy, drawn[0], greedy, drawn[1], greedy, greedy, drawn[2], greedy]
+
+
+def results(core) -> list[tuple]:
+    return [(o.token_ids, o.logprobs) for o in generate(core, prompts(), params())]
+
+
+@cache
+def alone(name: str, dtype: str) -> list[tuple]:
+    found = []
+    for prompt, own in zip(prompts(), params(), strict=True):
+        core = make_core(
+            name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=0, enable_prefix_caching=False, max_num_batched_tokens=512
+        )
+        (output,) = generate(core, [prompt], own)
+        found.append((output.token_ids, output.logprobs))
+    return found
+
+
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_batched_with_drafts_equals_alone_without(name, dtype, depth):
+    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=depth)
+    assert results(core) == alone(name, dtype)
+    stats = core.stats()
+    assert depth == 0 or 0 < sum(stats.accepted_by_position) < sum(stats.drafted_by_position), "drafts were right and wrong"
+
+
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("chunk", "seqs"), [(7, 3), (64, 8), (100, 5)])
+def test_chunked_prefill_equals_whole(name, dtype, chunk, seqs):
+    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1, max_num_batched_tokens=chunk, max_num_seqs=seqs)
+    assert results(core) == alone(name, dtype)
+
+
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+def test_prefix_cache_equals_cold(name, dtype):
+    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=2)
+    assert results(core) == alone(name, dtype)
+    outputs = generate(core, prompts(), params())
+    assert [(o.token_ids, o.logprobs) for o in outputs] == alone(name, dtype)
+    assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
+
+
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("depth", "caching"), [(0, True), (3, False)])
+def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
+    core = make_core(
+        name,
+        dtype=dtype,
+        num_tokens=FEW_TOKENS,
+        num_speculative_tokens=depth,
+        enable_prefix_caching=caching,
+        max_model_len=192,
+        kv_cache_tokens=448,
+    )
+    forced = core.scheduler.preempt_all
+    step, count = core.step, 0
+
+    def step_with_forced_preemption():
+        nonlocal count
+        count += 1
+        if count % 7 == 0:
+            forced()
+        return step()
+
+    core.step = step_with_forced_preemption
+    assert results(core) == alone(name, dtype)
+    assert core.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+def test_random_company_changes_nothing(name, dtype):
+    rng = random.Random(5)
+    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1)
+    everything = list(zip(prompts(), params(), alone(name, dtype), strict=True))
+    for _ in range(6):
+        chosen = rng.sample(everything, rng.randrange(2, len(everything)))
+        outputs = generate(core, [prompt for prompt, _, _ in chosen], [own for _, own, _ in chosen])
+        assert [(o.token_ids, o.logprobs) for o in outputs] == [expected for _, _, expected in chosen]
+
+
+class Oracle:
+    """A proposer that knows the answers and sometimes lies, so that every acceptance length occurs."""
+
+    def __init__(self, answers: dict[str, list[int]]) -> None:
+        self.answers = answers
+        self.rng = random.Random(0)
+
+    def propose(self, settled, hidden):
+        drafts = []
+        for item in settled:
+            ahead = self.answers[item.sequence.id][item.sequence.num_output :][: item.depth]
+            wrong = self.rng.randrange(5)
+            drafts.append([(token + 1) % FEW_TOKENS if i == wrong else token for i, token in enumerate(ahead)])
+        return drafts
+
+
+@pytest.mark.parametrize(("name", "dtype"), MODELS)
+def test_any_proposer_leaves_the_output_unchanged(name, dtype):
+    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=4)
+    core.proposer = Oracle({f"r{i}": tokens for i, (tokens, _) in enumerate(alone(name, dtype))})
+    assert results(core) == alone(name, dtype)
+    accepted = core.stats().accepted_by_position
+    assert all(accepted) and accepted == sorted(accepted, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["tiny-air", "tiny-355b"])
+def test_greedy_tokens_are_those_of_a_plain_forward_without_cache(name):
+    model, prompt = tiny_model(name), prompts()[4]
+    (output,) = generate(make_core(name), [prompt], SamplingParams(max_tokens=12, temperature=0, logprobs=0))
+    tokens = prompt + output.token_ids
+    with torch.inference_mode():
+        hidden = model(torch.tensor(tokens), ForwardContext.dense([len(tokens)]))
+        logits = model.logits(hidden)[len(prompt) - 1 : -1]
+    chosen = logits.gather(1, torch.tensor(output.token_ids).unsqueeze(1)).squeeze(1)
+    assert float((logits.max(-1).values - chosen).max()) < 1e-5
+    expected = logits.log_softmax(-1).gather(1, torch.tensor(output.token_ids).unsqueeze(1)).squeeze(1)
+    assert torch.allclose(torch.tensor([entry.logprob for entry in output.logprobs]), expected, atol=1e-5)
+    assert variant(name).vocab_size == logits.shape[1]
