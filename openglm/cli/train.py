@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -28,37 +32,50 @@ def command(
       glm train nano --out runs/try --steps 50  a few minutes, to see it work
     """
     from openglm.env import worker_place
+    from openglm.errors import ConfigError
 
+    if recipe != "nano":
+        raise ConfigError(f"no recipe is called {recipe!r}; known: nano")
     place = worker_place()
     if place is None:
         _launch(workers)
     else:
-        _train(recipe, out, resume, steps, tokens_per_step, learning_rate, seed, *place)
+        _train(out, resume, steps, tokens_per_step, learning_rate, seed, *place)
 
 
 def _launch(workers: int) -> None:
-    """Run this very command line once per worker, under torch's launcher."""
+    """Run this very command line once per worker and end as they end; one that fails takes the others with it."""
     count = workers or len(os.sched_getaffinity(0))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for variable in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):  # keep freed blocks: returning them costs 15 % of a step
-        os.environ.setdefault(variable, str(2**30))
-    os.execv(sys.executable, [*launcher, "-m", "openglm.cli.main", *sys.argv[1:]])
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), "OMP_NUM_THREADS": "1"}
+    # Keep freed blocks: giving them back to the system costs 15 % of a step.
+    memory = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+    command = [sys.executable, "-m", "openglm.cli.main", *sys.argv[1:]]
+    crew = [subprocess.Popen(command, env=os.environ | memory | meeting | {"RANK": str(rank)}) for rank in range(count)]
+    try:
+        running = set(crew)
+        while running and not any(worker.returncode for worker in crew):
+            for worker in list(running):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.wait(0.2)
+                    running.discard(worker)
+    finally:
+        for worker in crew:
+            worker.terminate()
+        for worker in crew:
+            worker.wait()
+    raise typer.Exit(max((abs(worker.returncode) for worker in crew if worker.returncode != -signal.SIGTERM), default=0))
 
 
-def _train(
-    recipe: str, out: Path, resume: bool, steps: int, tokens_per_step: int, learning_rate: float, seed: int, rank: int, count: int
-) -> None:
+def _train(out: Path, resume: bool, steps: int, tokens_per_step: int, learning_rate: float, seed: int, rank: int, count: int) -> None:
     import torch
 
     from openglm.config.train import TrainConfig
-    from openglm.errors import ConfigError
     from openglm.train.nano import train_nano
     from openglm.train.progress import TrainingProgress
     from openglm.train.workers import Workers
 
-    if recipe != "nano":
-        raise ConfigError(f"no recipe is called {recipe!r}; known: nano")
     torch.set_num_threads(1)
     config = TrainConfig(num_steps=steps, tokens_per_step=tokens_per_step, learning_rate=learning_rate, seed=seed)
     crew = Workers.join(rank, count)

@@ -75,7 +75,7 @@ def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int, workers
     shares = mixture(progress)
     documents: list[Document] = []
     total = 0
-    while total < config.tokens_per_step:
+    while total < config.tokens_per_step or len(documents) < workers.count:
         task = rng.choices(list(shares), weights=list(shares.values()))[0]
         doc = document(tokenizer, generate(task, rng, "train"))
         if len(doc.tokens) <= config.max_document_tokens:
