@@ -129,7 +129,7 @@ def test_two_workers_train_like_one(tmp_path, architecture, tokenizer):
     from openglm.synth import corpus_sample
     from openglm.train.tokenizer import train_tokenizer
 
-    config = replace(CONFIG, num_steps=2, save_every=2)
+    config = replace(CONFIG, num_steps=2, save_every=2, tokens_per_step=900)
     single = open_run(tmp_path / "single", architecture, tokenizer, config)
     single.run(lambda line: None)
     (tmp_path / "settings.json").write_text(json.dumps(dataclasses.asdict(config)))
