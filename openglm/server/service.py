@@ -9,20 +9,18 @@ Chat requests wait a while for a model that still loads; afterwards, and while d
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator
-from typing import Any, TypeVar
 
 from openglm.config.server import ServerConfig
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.served_model import ServedModel
 from openglm.server.traffic import Traffic
-from openglm.server.turn import Engine, PreparedTurn, TurnRequest, TurnStep, prepare, run
+from openglm.server.turn import Engine, PreparedTurn, TurnEnd, TurnRequest, TurnStep, prepare, run
 
 logger = logging.getLogger(__name__)
-
-Value = TypeVar("Value")
 
 LARGE_BODY = 64 << 10
 """Bytes of a request from which decoding and tokenizing leave the event loop, so that other streams do not stall."""
@@ -85,11 +83,12 @@ class Service:
     async def run(self, turn: PreparedTurn) -> AsyncGenerator[TurnStep]:
         """Generate, and log how it went."""
         began = time.monotonic()
-        end: Any = None
+        end: TurnEnd | None = None
         try:
-            async for step in run(turn, self.engine, self.model.tokenizer):
-                end = step.end
-                yield step
+            async with contextlib.aclosing(run(turn, self.engine, self.model.tokenizer)) as steps:
+                async for step in steps:
+                    end = step.end
+                    yield step
         finally:
             seconds = time.monotonic() - began
             detail = {"request": turn.id, "seconds": f"{seconds:.3f}", "prompt_tokens": len(turn.prompt_ids)}
