@@ -15,7 +15,8 @@ from openglm.config import variant
 from openglm.engine.request import SamplingParams
 from openglm.model import ForwardContext
 
-MODELS = [(name, dtype) for name in ("tiny-air", "tiny-355b") for dtype in ("float32", "bfloat16")]
+ALL = [(name, dtype) for name in ("tiny-air", "tiny-355b") for dtype in ("float32", "bfloat16")]
+SOME = [("tiny-355b", "float32"), ("tiny-air", "bfloat16")]
 FEW_TOKENS = 24  # so few that random drafts are sometimes right
 
 
@@ -27,11 +28,11 @@ def prompts() -> list[list[int]]:
 
 
 def params() -> list[SamplingParams]:
-    greedy = SamplingParams(max_tokens=20, temperature=0, logprobs=2)
+    greedy = SamplingParams(max_tokens=14, temperature=0, logprobs=2)
     drawn = [
-        SamplingParams(max_tokens=20, temperature=0.8, seed=1, logprobs=1),
-        SamplingParams(max_tokens=20, top_k=5, seed=2, logprobs=0),
-        SamplingParams(max_tokens=20, top_p=0.7, min_p=0.01, seed=3, logprobs=3),
+        SamplingParams(max_tokens=14, temperature=0.8, seed=1, logprobs=1),
+        SamplingParams(max_tokens=14, top_k=5, seed=2, logprobs=0),
+        SamplingParams(max_tokens=14, top_p=0.7, min_p=0.01, seed=3, logprobs=3),
     ]
     return [greedy, drawn[0], greedy, drawn[1], greedy, greedy, drawn[2], greedy]
 
@@ -52,7 +53,7 @@ def alone(name: str, dtype: str) -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("name", "dtype"), ALL)
 @pytest.mark.parametrize("depth", [0, 1, 3])
 def test_batched_with_drafts_equals_alone_without(name, dtype, depth):
     core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=depth)
@@ -61,14 +62,14 @@ def test_batched_with_drafts_equals_alone_without(name, dtype, depth):
     assert depth == 0 or 0 < sum(stats.accepted_by_position) < sum(stats.drafted_by_position), "drafts were right and wrong"
 
 
-@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("name", "dtype"), SOME)
 @pytest.mark.parametrize(("chunk", "seqs"), [(7, 3), (64, 8), (100, 5)])
 def test_chunked_prefill_equals_whole(name, dtype, chunk, seqs):
     core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1, max_num_batched_tokens=chunk, max_num_seqs=seqs)
     assert results(core) == alone(name, dtype)
 
 
-@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("name", "dtype"), SOME)
 def test_prefix_cache_equals_cold(name, dtype):
     core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=2)
     assert results(core) == alone(name, dtype)
@@ -77,7 +78,7 @@ def test_prefix_cache_equals_cold(name, dtype):
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
-@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("name", "dtype"), SOME)
 @pytest.mark.parametrize(("depth", "caching"), [(0, True), (3, False)])
 def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
     core = make_core(
@@ -104,12 +105,12 @@ def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, cach
     assert core.stats().num_preemptions > 0
 
 
-@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("name", "dtype"), SOME)
 def test_random_company_changes_nothing(name, dtype):
     rng = random.Random(5)
     core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1)
     everything = list(zip(prompts(), params(), alone(name, dtype), strict=True))
-    for _ in range(6):
+    for _ in range(4):
         chosen = rng.sample(everything, rng.randrange(2, len(everything)))
         outputs = generate(core, [prompt for prompt, _, _ in chosen], [own for _, own, _ in chosen])
         assert [(o.token_ids, o.logprobs) for o in outputs] == [expected for _, _, expected in chosen]
@@ -131,7 +132,7 @@ class Oracle:
         return drafts
 
 
-@pytest.mark.parametrize(("name", "dtype"), MODELS)
+@pytest.mark.parametrize(("name", "dtype"), SOME)
 def test_any_proposer_leaves_the_output_unchanged(name, dtype):
     core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=4)
     core.proposer = Oracle({f"r{i}": tokens for i, (tokens, _) in enumerate(alone(name, dtype))})
