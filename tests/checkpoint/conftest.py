@@ -1,6 +1,8 @@
 """Checkpoints to load, and copies of them to damage."""
 
+import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,14 @@ from random_models import random_model
 from openglm.checkpoint import save_model
 from openglm.config import variant
 from openglm.model import GlmModel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Flushing cannot be observed without a power failure and takes most of the time of these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(scope="session", params=["tiny-air", "tiny-355b"])

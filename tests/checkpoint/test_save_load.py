@@ -18,8 +18,17 @@ from openglm.model import ForwardContext, GlmModel
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("max_shard_bytes", [10**9, 100_000, 1])
+@pytest.mark.parametrize(
+    ("dtype", "max_shard_bytes"),
+    [
+        (torch.float32, 10**9),
+        (torch.bfloat16, 10**9),
+        (torch.float16, 10**9),
+        (torch.float32, 100_000),
+        (torch.bfloat16, 100_000),
+        (torch.float32, 1),
+    ],
+)
 def test_save_load_save_is_byte_identical(model, tmp_path, dtype, max_shard_bytes):
     options = {"max_shard_bytes": max_shard_bytes, "metadata": {"step": "12", "author": "é"}}
     save_model(model, tmp_path / "first", dtype=dtype, **options)
