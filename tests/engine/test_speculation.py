@@ -94,27 +94,22 @@ def test_acceptance_is_counted_per_position_and_per_request():
 
 
 def test_mtp_state_is_refreshed_with_true_hidden_states():
-    """Drafts after a long generation equal the drafts of a fresh engine that gets the same tokens as its prompt."""
-    params = SamplingParams(max_tokens=90, temperature=0.9, seed=3)
-    core = make_core(num_speculative_tokens=3, num_tokens=6, enable_prefix_caching=False)
-    (output,) = generate(core, [[1, 2, 3]], params)
-    seen: dict[int, list[int]] = {}
+    """Drafts in the middle of a generation equal the first drafts of a fresh engine that gets the same tokens as its prompt."""
 
-    def record(core, tokens: list[int], max_tokens: int):
-        propose = core.proposer.propose
+    def recorded(prompt: list[int], max_tokens: int) -> tuple[dict[int, list[int]], list[int]]:
+        core = make_core(num_speculative_tokens=3, num_tokens=6, enable_prefix_caching=False)
+        propose, drafts_at = core.proposer.propose, {}
 
         def spy(settled, hidden):
             drafts = propose(settled, hidden)
-            for item, chain in zip(settled, drafts, strict=True):
-                if item.depth:
-                    seen.setdefault(len(item.sequence.tokens), []).append(tuple(chain))
+            drafts_at.update({len(item.sequence.tokens): chain for item, chain in zip(settled, drafts, strict=True) if item.depth == 3})
             return drafts
 
         core.proposer.propose = spy
-        generate(core, [tokens], SamplingParams(max_tokens=max_tokens, temperature=0.9, seed=3))
+        (output,) = generate(core, [prompt], SamplingParams(max_tokens=max_tokens, temperature=0.9, seed=3))
+        return drafts_at, prompt + output.token_ids
 
-    record(make_core(num_speculative_tokens=3, num_tokens=6, enable_prefix_caching=False), [1, 2, 3], 80)
-    for length in [n for n in seen if 60 < n < 78]:
-        prompt = [1, 2, 3, *output.token_ids][: length - 1]
-        record(make_core(num_speculative_tokens=3, num_tokens=6, enable_prefix_caching=False), prompt, 10)
-        assert len({*seen[length]}) == 1 and len(seen[length]) > 1
+    drafts_at, tokens = recorded([1, 2, 3], 80)
+    for length in [n for n in drafts_at if 60 < n < 70]:
+        fresh, _ = recorded(tokens[: length - 1], 5)
+        assert fresh[length] == drafts_at[length]
