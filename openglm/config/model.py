@@ -194,9 +194,21 @@ class ModelConfig:
         return data
 
 
-_POSITIVE = tuple(
-    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size moe_intermediate_size "
-    "n_routed_experts num_experts_per_tok max_position_embeddings n_group rope_theta routed_scaling_factor".split()
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "max_position_embeddings",
+    "n_group",
+    "rope_theta",
+    "routed_scaling_factor",
 )
 
 
