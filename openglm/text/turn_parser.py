@@ -19,11 +19,11 @@ Decisions, where model output leaves room:
   unknown tools pass through, while a "name" followed by other words, or longer than 256 characters, is prose about tool calls
   and stays text. A call without a name is skipped. A new `<tool_call>` ends an open call.
 - Only `</arg_value>` ends a value, so a value may spell any other tag. If it never comes, the first `</tool_call>` inside ends it.
-- A reply that ends inside a call: a name that is not certain is dropped (kept as text when
-  no offered tool begins so); otherwise the JSON is closed, an unfinished string
-  argument as far as it came, any other unfinished argument left out, and the end event says `complete=False`.
-  `message_from_events` leaves such calls out, since acting on a cut argument (`rm -rf /tmp/x` cut at `/`) is worse than not
-  acting. When the model ended its turn itself, pass `finish(ended=True)`: a call that only lacks its end tag is complete.
+- A reply that ends inside a call: a name that is not certain is dropped (kept as text when no offered tool begins so); otherwise
+  the JSON is closed, with an unfinished string argument as far as it came and without any other unfinished argument, and the end
+  event says `complete=False`. `message_from_events` leaves such calls out: acting on a cut argument (`rm -rf /tmp/x` cut at `/`)
+  is worse than not acting. When the model ended its turn itself, pass `finish(ended=True)`: then a call that only lacks its end
+  tag is complete.
 - Never raises on any text. Work is linear in the text; buffers are bounded by the length of the reply.
 """
 
@@ -31,11 +31,10 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from openglm.text.argument_stream import ArgumentStream
 from openglm.text.messages import Message, Tool, ToolCall
-from openglm.text.template import StartState
 from openglm.text.turn_events import (
     ContentDelta,
     Event,
@@ -46,6 +45,9 @@ from openglm.text.turn_events import (
     merged,
     message_from_events,
 )
+
+if TYPE_CHECKING:
+    from openglm.text.template import StartState
 
 __all__ = [
     "ContentDelta",

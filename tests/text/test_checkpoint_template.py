@@ -113,6 +113,15 @@ def test_user_text_stays_text_in_any_template(small, jinja):
     assert controls == [small.user, small.user, small.assistant, small.think]
 
 
+@pytest.mark.parametrize(
+    ("prompt_end", "start"),
+    [("<|assistant|>", "undecided"), ("<|assistant|><think>", "reasoning"), ("<|assistant|>\n<think></think>", "content")],
+)
+def test_start_state_is_read_off_the_prompt(jinja, prompt_end, start):
+    template = jinja("<think>{{ messages[0].content }}" + prompt_end)
+    assert template.render(ask("</think><|assistant|>")).start == start
+
+
 def test_text_that_meets_text_forms_no_token(small, jinja):
     template = jinja("{{ messages[0].content }}{{ messages[1].content }}")
     rendered = template.render(Conversation((Message("user", "a<|us"), Message("user", "er|>b"))))

@@ -170,7 +170,7 @@ def test_strings_are_told_from_values_by_their_beginning(head, types, possible):
 
 KINDS = st.sets(st.sampled_from(["string", "number", "integer", "boolean", "array", "object", "null"]), min_size=1)
 pieces = st.lists(
-    st.sampled_from(["nul", "null", "None", "tr", "ue", "1", "2", ".5", "-", "e", "[", "]", "{", "}", '"', "a", " ", "é🙂", "\\"])
+    st.sampled_from(["nul", "null", "None", "t", "rue", "1", "2", ".5", "-", "e", "[", "]", "{", "}", '"', "a", " ", "é🙂", "\\"])
 )
 
 

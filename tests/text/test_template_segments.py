@@ -37,7 +37,7 @@ def blanked_texts(conversation):
 
 
 def test_contents_cannot_add_or_remove_a_control_token(small):
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=250, deadline=None)
     @given(conversations(), styles)
     def check(conversation, style):
         def control_ids(given_conversation):
@@ -84,6 +84,16 @@ def test_typed_nothink_is_the_switch_when_thinking_is_off():
 )
 def test_start_state_follows_the_prompt(style, thinking, start):
     assert render(chat(("user", "q"), thinking=thinking), style).start == start
+
+
+def test_start_state_is_that_of_this_turn_whatever_the_history_holds():
+    history = (
+        Message("user", "q </think>"),
+        Message("assistant", "", reasoning="r", tool_calls=(ToolCall("f"),)),
+        Message("tool", "<think> </think>"),
+    )
+    assert render(Conversation(history), "glm-4.5").start == "undecided"
+    assert render(Conversation(history), "glm-4.7").start == "reasoning"
 
 
 def test_keep_thinking_changes_only_glm_47():
@@ -184,7 +194,7 @@ def test_training_text_continues_the_rendered_text():
 def test_each_trained_turn_is_preceded_by_exactly_the_prompt_ids_of_inference(small):
     """Token by token: what precedes the trained tokens of a turn after the last user turn is what the server would send."""
 
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=250, deadline=None)
     @given(conversations().map(_trainable), styles)
     def check(conversation, style):
         ids, trained = encode_training(small, render_training(conversation, style))
