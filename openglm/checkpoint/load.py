@@ -120,7 +120,8 @@ def _settle_mtp(config: ModelConfig, contents: Contents, mismatches: Mismatches,
             mismatches.add(
                 "missing MTP layer",
                 f"none of the {len(expected)} tensors {table.mtp_prefix}* is there (transformers drops them on saving); copy them from the "
-                "original checkpoint, or load without drafting: allow_missing_mtp, or num_nextn_predict_layers 0 in config.json",
+                "original checkpoint, or do without drafting: num_speculative_tokens 0 for an engine, allow_missing_mtp for load_model, or "
+                "num_nextn_predict_layers 0 in config.json",
             )
         return replace(config, num_nextn_predict_layers=0)
     if not config.has_mtp and present:
