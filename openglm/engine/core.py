@@ -263,6 +263,7 @@ class EngineCore:
             item.sequence.drafts = drafts or []
             if drafts is None:
                 item.sequence.healthy = False
+                self._quarantine(item.sequence, only_mtp=True)
 
     def _conclude(self, verdict: Verdict) -> EngineOutput:
         """Publish what is complete, end what is done, and say what is new."""
@@ -288,11 +289,16 @@ class EngineCore:
     def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
         """The one place where a request leaves the engine."""
         if reason == "error":
-            pool = self.scheduler.pool
-            self.runner.zero_pages([p for p in sequence.pages if pool.num_users(p) == 1 and not pool.is_published(p)])
+            self._quarantine(sequence)
         self.scheduler.finish(sequence)
         del self._live[sequence.id]
         self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
+
+    def _quarantine(self, sequence: Sequence, *, only_mtp: bool = False) -> None:
+        """Take a damaged sequence's pages out of the prefix cache, and wipe those that nobody else uses."""
+        pool = self.scheduler.pool
+        pool.unpublish(sequence.pages)
+        self.runner.zero_pages([page for page in sequence.pages if pool.num_users(page) == 1], only_mtp=only_mtp)
 
     def _count(self, span: Span, num_kept: int) -> None:
         sequence, stats = span.sequence, self._stats

@@ -116,6 +116,13 @@ class PagePool:
             self._page_of[key] = page
             self._key_of[page] = key
 
+    def unpublish(self, pages: Iterable[int]) -> None:
+        """Let nobody find these held pages any more; who uses them keeps them."""
+        for page in pages:
+            key = self._key_of.pop(page, None)
+            if key is not None:
+                del self._page_of[key]
+
     def find(self, key: PageKey) -> int | None:
         """The page published under `key`, or None."""
         return self._page_of.get(key)

@@ -107,10 +107,11 @@ class Runner:
             return hidden
         return hidden[torch.tensor(rows, device=self.device)]
 
-    def zero_pages(self, pages: Seq[int]) -> None:
+    def zero_pages(self, pages: Seq[int], *, only_mtp: bool = False) -> None:
         """Wipe pages that may hold NaN: attention multiplies masked slots by zero, which would keep NaN alive."""
-        for layer in self.kv:
-            layer[torch.tensor(pages, device=self.device)] = 0
+        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        for layer in self.kv[-1:] if only_mtp else self.kv:
+            layer[index] = 0
 
     def _page_table(self, sequences: Seq[Sequence]) -> Tensor:
         """Rows [R, pages] of the sequences, up to date and as wide as the longest needs."""

@@ -88,9 +88,9 @@ class MTPProposer:
         for step in range(max(settled[i].depth for i in wanting)):
             if step:
                 kept = [place for place, i in enumerate(wanting) if settled[i].depth > step and drafts[i] is not None]
-                wanting, states = [wanting[place] for place in kept], runner.take(states, kept)
-                if not wanting:
+                if not kept:
                     break
+                wanting, states = [wanting[place] for place in kept], runner.take(states, kept)
                 behind = [
                     Span(settled[i].sequence, row, 1, settled[i].start + settled[i].num_rows + step - 1) for row, i in enumerate(wanting)
                 ]

@@ -20,7 +20,13 @@ def tiny_model(name: str = "tiny-air", dtype: str = "float32") -> GlmModel:
 
 
 def make_core(
-    name: str = "tiny-air", *, dtype: str = "float32", num_tokens: int | None = None, stop_ids: Sequence[int] = (), detokenizer=None, **settings
+    name: str = "tiny-air",
+    *,
+    dtype: str = "float32",
+    num_tokens: int | None = None,
+    stop_ids: Sequence[int] = (),
+    detokenizer=None,
+    **settings,
 ) -> EngineCore:
     settings = {"max_model_len": 512, "seed": 0, "deterministic": True, **settings}
     config, _ = resolve(EngineConfig(dtype=dtype, **settings), variant(name), MACHINE)

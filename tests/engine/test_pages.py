@@ -99,6 +99,13 @@ class PoolMachine(RuleBasedStateMachine):
     def release(self, data):
         self.pool.release(self.tables.pop(data.draw(st.integers(0, len(self.tables) - 1))))
 
+    @precondition(lambda self: self.tables)
+    @rule(data=st.data())
+    def unpublish(self, data):
+        table = data.draw(st.sampled_from(self.tables))
+        self.pool.unpublish(table)
+        assert not any(self.pool.is_published(page) for page in table)
+
     @rule()
     def forget(self):
         self.pool.forget()

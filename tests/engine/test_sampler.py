@@ -147,7 +147,7 @@ def test_tiny_temperatures_do_not_overflow():
 
 def test_uniforms_are_uniform_and_differ_by_seed_and_position():
     values = [uniform(seed, position) for seed in range(-50, 50) for position in range(100)]
-    assert len(set(values)) == len(values) and 0 <= min(values) and max(values) < 1
+    assert len(set(values)) == len(values) and min(values) >= 0 and max(values) < 1
     counts = Counter(int(value * 20) for value in values)
     assert chi_square_p_value([counts[i] for i in range(20)], [1 / 20] * 20) > 0.001
 

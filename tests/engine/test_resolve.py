@@ -1,0 +1,100 @@
+"""Automatic choices come with reasons; contradictions are refused by name."""
+
+from dataclasses import replace
+
+import pytest
+
+from openglm.config import variant
+from openglm.config.engine import EngineConfig, Machine, num_parameters, resolve
+from openglm.errors import ConfigError
+from openglm.model import GlmModel
+
+CPU = Machine("cpu", cores=8, memory_bytes=16 << 30)
+NANO = variant("glm-nano")
+
+
+def test_a_small_model_on_a_cpu_runs_deterministic_in_fp32_on_one_thread():
+    resolved, reasons = resolve(EngineConfig(), NANO, CPU)
+    assert (resolved.dtype, resolved.row_tile, resolved.threads, resolved.num_speculative_tokens) == ("float32", 16, 1, 1)
+    assert resolved.max_model_len == NANO.max_position_embeddings
+    text = "\n".join(reasons)
+    assert all(word in text for word in ("dtype float32", "num_speculative_tokens 1", "kv_cache_tokens", "deterministic", "threads 1"))
+
+
+def test_a_large_model_keeps_its_dtype_and_uses_every_core():
+    resolved, _ = resolve(EngineConfig(), variant("glm-4.5-air"), replace(CPU, memory_bytes=1 << 40))
+    assert (resolved.dtype, resolved.row_tile, resolved.threads) == ("bfloat16", None, 8)
+
+
+def test_what_was_asked_for_is_taken_and_not_explained():
+    asked = EngineConfig(
+        dtype="bfloat16",
+        num_speculative_tokens=3,
+        max_model_len=1000,
+        max_num_seqs=4,
+        max_num_batched_tokens=100,
+        kv_cache_tokens=1024,
+        deterministic=False,
+        threads=3,
+    )
+    resolved, reasons = resolve(asked, NANO, CPU)
+    assert reasons == ()
+    assert (resolved.dtype, resolved.num_speculative_tokens, resolved.max_model_len) == ("bfloat16", 3, 1000)
+    assert (resolved.max_num_seqs, resolved.max_num_batched_tokens, resolved.num_pages) == (4, 100, 16)
+    assert (resolved.row_tile, resolved.threads) == (None, 3)
+
+
+def test_without_an_mtp_layer_there_are_no_drafts():
+    plain = replace(NANO, num_nextn_predict_layers=0)
+    assert resolve(EngineConfig(), plain, CPU)[0].num_speculative_tokens == 0
+    with pytest.raises(ConfigError, match="MTP layer"):
+        resolve(EngineConfig(num_speculative_tokens=1), plain, CPU)
+
+
+def test_a_small_cache_shortens_the_context_and_says_so():
+    resolved, reasons = resolve(EngineConfig(kv_cache_tokens=700), NANO, CPU)
+    assert resolved.max_model_len == 704 == resolved.num_pages * 64
+    assert any("max_model_len 704" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"max_model_len": 5000}, "max_position_embeddings"),
+        ({"max_model_len": 4096, "kv_cache_tokens": 640}, "kv_cache|KV cache"),
+        ({"max_num_seqs": 16, "max_num_batched_tokens": 31}, "max_num_batched_tokens 31"),
+    ],
+)
+def test_contradictions_name_both_sides(changes, word):
+    with pytest.raises(ConfigError, match=word):
+        resolve(EngineConfig(**changes), NANO, CPU)
+
+
+def test_a_model_that_does_not_fit_is_refused_with_sizes():
+    with pytest.raises(ConfigError, match=r"GiB of 16\.0 GiB"):
+        resolve(EngineConfig(), variant("glm-4.5"), CPU)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_speculative_tokens": -1}, {"num_speculative_tokens": 9}, {"max_model_len": 1}, {"max_num_seqs": 0}, {"kv_cache_tokens": 63},
+        {"threads": 0}, {"dtype": "int8"}, {"load_format": "pickle"}, {"load_format": "dummy"}, {"max_queued_requests": -1},
+    ],
+)  # fmt: skip
+def test_impossible_values_name_their_field(changes):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        EngineConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["tiny-air", "tiny-355b", "glm-nano"])
+def test_parameter_count_is_that_of_the_matrices(name):
+    model = GlmModel(variant(name))
+    assert num_parameters(variant(name)) == sum(p.numel() for p in model.parameters() if p.dim() > 1)
+
+
+def test_published_sizes():
+    """The hub counts 110 and 358 billion, which includes the MTP layer's copies of embedding and head."""
+    for name, published in (("glm-4.5-air", 110), ("glm-4.5", 358)):
+        config = variant(name)
+        assert round((num_parameters(config) + 2 * config.vocab_size * config.hidden_size) / 1e9) == published
