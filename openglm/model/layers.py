@@ -6,6 +6,8 @@ by rows: qkv_proj = q, k, v; gate_up_proj = gate, up. Shape legend: T tokens, H 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -14,13 +16,25 @@ from openglm.config import ModelConfig
 from openglm.model.context import ForwardContext, PagedBatch
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where parameters are made, and in which dtype: a large model must never exist in another one first."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def parameter(self, *shape: int) -> nn.Parameter:
+        """An uninitialised parameter."""
+        return nn.Parameter(torch.empty(shape, device=self.device, dtype=self.dtype))
+
+
 class Linear(nn.Module):
     """A weight [out, in] and an optional bias [out]."""
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.weight = place.parameter(out_features, in_features)
+        self.bias = place.parameter(out_features) if bias else None
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, in] -> [T, out]."""
@@ -30,9 +44,9 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a weight over the last dim."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, eps: float, place: Placement) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(dim))
+        self.weight = place.parameter(dim)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,15 +57,15 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query attention with biases on q, k, v, optional per-head QK norm and partial RoPE."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.scale = config.head_dim**-0.5
-        self.qkv_proj = Linear(config.hidden_size, config.query_dim + 2 * config.kv_dim, bias=config.attention_bias)
-        self.o_proj = Linear(config.query_dim, config.hidden_size)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.use_qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.use_qk_norm else None
+        self.qkv_proj = Linear(config.hidden_size, config.query_dim + 2 * config.kv_dim, place, bias=config.attention_bias)
+        self.o_proj = Linear(config.query_dim, config.hidden_size, place)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, place) if config.use_qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, place) if config.use_qk_norm else None
 
     def forward(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, H], rope [T, 2, rotary_dim / 2] (rows of the table for the positions) -> [T, H]."""
@@ -82,10 +96,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """down(silu(gate(x)) * up(x)), without biases."""
 
-    def __init__(self, hidden_size: int, width: int) -> None:
+    def __init__(self, hidden_size: int, width: int, place: Placement) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(hidden_size, 2 * width)
-        self.down_proj = Linear(width, hidden_size)
+        self.gate_up_proj = Linear(hidden_size, 2 * width, place)
+        self.down_proj = Linear(width, hidden_size, place)
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, H] -> [T, H]."""
@@ -98,11 +112,11 @@ class Router(nn.Module):
 
     e_score_correction_bias: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, place: Placement) -> None:
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
-        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, dtype=torch.float32))
+        self.weight = place.parameter(config.n_routed_experts, config.hidden_size)
+        self.register_buffer("e_score_correction_bias", torch.zeros(config.n_routed_experts, device=place.device))
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> ops.Routing:
         """x [T, H] -> the routing of every token."""
@@ -123,11 +137,11 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """The routed experts' weights, stacked over experts."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, place: Placement) -> None:
         super().__init__()
         e, m, h = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
-        self.gate_up_proj = nn.Parameter(torch.empty(e, 2 * m, h))
-        self.down_proj = nn.Parameter(torch.empty(e, h, m))
+        self.gate_up_proj = place.parameter(e, 2 * m, h)
+        self.down_proj = place.parameter(e, h, m)
 
     def forward(self, x: Tensor, routing: ops.Routing, ctx: ForwardContext) -> Tensor:
         """x [T, H] -> weighted sum of the chosen experts [T, H] in fp32."""
@@ -137,13 +151,13 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts plus the shared expert on the same input; the shared output is neither gated nor scaled."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
         super().__init__()
         self.layer = layer
-        self.gate = Router(config)
-        self.experts = Experts(config)
+        self.gate = Router(config, place)
+        self.experts = Experts(config, place)
         width = config.moe_intermediate_size * config.n_shared_experts
-        self.shared_experts = MLP(config.hidden_size, width) if config.n_shared_experts else None
+        self.shared_experts = MLP(config.hidden_size, width, place) if config.n_shared_experts else None
 
     def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, H] -> [T, H]."""
@@ -157,12 +171,12 @@ class MoE(nn.Module):
 class DecoderLayer(nn.Module):
     """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MoE(config, layer) if config.is_moe_layer(layer) else MLP(config.hidden_size, config.intermediate_size)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+        self.self_attn = Attention(config, layer, place)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+        self.mlp = MoE(config, layer, place) if config.is_moe_layer(layer) else MLP(config.hidden_size, config.intermediate_size, place)
 
     def forward(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, H] -> [T, H]."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from openglm import ops
 from openglm.config import ModelConfig
 from openglm.model.context import ForwardContext
-from openglm.model.layers import DecoderLayer, Linear, RMSNorm, Router
+from openglm.model.layers import DecoderLayer, Linear, Placement, RMSNorm, Router
 
 
 class MTPLayer(nn.Module):
@@ -22,14 +22,14 @@ class MTPLayer(nn.Module):
     through the layer, then its own final norm. Embedding and head are the trunk's.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, place: Placement) -> None:
         super().__init__()
         h, eps = config.hidden_size, config.rms_norm_eps
-        self.enorm = RMSNorm(h, eps)
-        self.hnorm = RMSNorm(h, eps)
-        self.eh_proj = Linear(2 * h, h)
-        self.layer = DecoderLayer(config, config.num_hidden_layers)
-        self.norm = RMSNorm(h, eps)
+        self.enorm = RMSNorm(h, eps, place)
+        self.hnorm = RMSNorm(h, eps, place)
+        self.eh_proj = Linear(2 * h, h, place)
+        self.layer = DecoderLayer(config, config.num_hidden_layers, place)
+        self.norm = RMSNorm(h, eps, place)
 
     def forward(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """embedded [T, H] of the next tokens, hidden [T, H] of the present ones -> [T, H] after the layer's own norm."""
@@ -46,16 +46,14 @@ class GlmModel(nn.Module):
     def __init__(self, config: ModelConfig, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.config = config
-        with torch.device(device or "cpu"):
-            self.embed_tokens = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-            self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
-            self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-            self.lm_head = Linear(config.hidden_size, config.vocab_size)
-            self.mtp = MTPLayer(config) if config.has_mtp else None
-            table = ops.rope_table(config.max_position_embeddings, config.rotary_dim, config.rope_theta)
+        place = Placement(torch.device(device or "cpu"), dtype)
+        self.embed_tokens = place.parameter(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i, place) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, place)
+        self.mtp = MTPLayer(config, place) if config.has_mtp else None
+        table = ops.rope_table(config.max_position_embeddings, config.rotary_dim, config.rope_theta, place.device)
         self.register_buffer("rope", table, persistent=False)
-        for parameter in self.parameters():  # buffers stay fp32: RoPE angles and the router's correction bias
-            parameter.data = parameter.data.to(dtype)
 
     @property
     def has_mtp(self) -> bool:

@@ -76,11 +76,14 @@ def test_a_row_is_bitwise_the_same_in_every_company(dtype):
             assert torch.equal(alone[0], together[row])
 
 
-def test_slots_behind_the_length_are_never_read():
+@pytest.mark.parametrize("row_tile", [None, 16])
+@pytest.mark.parametrize("left_over", [1e30, float("nan"), float("inf")])
+def test_slots_behind_the_length_are_never_read(row_tile, left_over):
     queries, kv, table, starts, *_ = paged([70], [3])
-    before = ops.paged_attention(queries, kv, query_starts=starts, kv_lengths=[70], page_table=table, scale=0.25, row_tile=16)
-    kv[table[0, 1], :, :, 70 - PAGE_SIZE :] = 1e30
-    after = ops.paged_attention(queries, kv, query_starts=starts, kv_lengths=[70], page_table=table, scale=0.25, row_tile=16)
+    settings = {"query_starts": starts, "kv_lengths": [70], "page_table": table, "scale": 0.25, "row_tile": row_tile}
+    before = ops.paged_attention(queries, kv, **settings)
+    kv[table[0, 1], :, :, 70 - PAGE_SIZE :] = left_over
+    after = ops.paged_attention(queries, kv, **settings)
     assert torch.equal(before, after)
 
 

@@ -83,13 +83,14 @@ def _attend_by_page(queries: Tensor, pages: Tensor, length: int, scale: float, r
     rows = queries.view(num_queries, num_kv_heads, group, head_dim).transpose(1, 2).reshape(-1, num_kv_heads, head_dim)
     tiles = pad_rows(rows, row_tile).view(-1, row_tile, num_kv_heads, head_dim).transpose(1, 2)  # [N, Hkv, tile, D]
     num_tiles = tiles.shape[0]
-    keys, values = pages[:, 0], pages[:, 1]  # [P, Hkv, 64, D]
+    slot_positions = torch.arange(num_pages * PAGE_SIZE, device=queries.device)
+    unused = (slot_positions >= length).view(num_pages, 1, PAGE_SIZE, 1)
+    keys, values = pages[:, 0], pages[:, 1].masked_fill(unused, 0)  # [P, Hkv, 64, D]; what a former owner left may be NaN
     shape = (num_tiles, num_pages, num_kv_heads)
     left = tiles[:, None].expand(*shape, row_tile, head_dim).reshape(-1, row_tile, head_dim)
     right = keys[None].expand(*shape, PAGE_SIZE, head_dim).reshape(-1, PAGE_SIZE, head_dim)
     scores = torch.bmm(left, right.transpose(1, 2)).view(*shape, row_tile, PAGE_SIZE).float() * scale
     row_positions = length - num_queries + torch.arange(num_tiles * row_tile, device=queries.device) // group
-    slot_positions = torch.arange(num_pages * PAGE_SIZE, device=queries.device)
     hidden = slot_positions.view(1, num_pages, 1, 1, PAGE_SIZE) > row_positions.view(num_tiles, 1, 1, row_tile, 1)
     scores = scores.masked_fill(hidden, float("-inf"))
     highest = scores.amax(dim=(1, 4), keepdim=True)
