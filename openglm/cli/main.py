@@ -22,6 +22,7 @@ VERBS = {
     "parse": "Turn generated text into an assistant message (JSON).",
     "train": "Train the embedded model from scratch.",
     "eval": "Score a model on held-out generated tasks.",
+    "bench": "Measure a running server.",
 }
 EPILOG = "To begin: [bold]glm serve[/bold], then in another terminal [bold]glm chat --url http://127.0.0.1:8000/v1[/bold]"
 
