@@ -24,7 +24,7 @@ def prompts() -> list[list[int]]:
     """Lengths on both sides of page borders; the last two share pages with the one before them."""
     rng = random.Random(3)
     made = [[rng.randrange(FEW_TOKENS) for _ in range(n)] for n in (1, 63, 64, 65, 129, 150)]
-    return [*made, made[-1][:140] + [1, 2, 3], made[-1]]
+    return [*made, [*made[-1][:140], 1, 2, 3], made[-1]]
 
 
 def params() -> list[SamplingParams]:

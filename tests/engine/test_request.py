@@ -15,20 +15,35 @@ from openglm.engine.request import (
 )
 from openglm.errors import ContextLengthError, EngineDeadError, EngineError, QueueFullError, RequestError
 
-BAD = [
-    ("max_tokens", 0), ("max_tokens", -1), ("max_tokens", True), ("max_tokens", 1.0), ("max_tokens", "3"),
-    ("temperature", -0.1), ("temperature", 2.01), ("temperature", math.nan), ("temperature", math.inf), ("temperature", "1"), ("temperature", True),
-    ("temperature", 10**400), ("top_p", 0.0), ("top_p", 1.01), ("top_p", math.nan), ("top_k", -2), ("top_k", 1.5), ("min_p", -0.01), ("min_p", 1.01),
-    ("seed", 2**63), ("seed", 0.5), ("logprobs", -1), ("logprobs", 21), ("stop", ("",)), ("stop", ("x" * 257,)), ("stop", ("a",) * 17), ("stop", (1,)),
-    ("stop_token_ids", (-1,)), ("stop_token_ids", (1,) * 129), ("stop_token_ids", ("1",)),
-]  # fmt: skip
-GOOD = [
-    ("max_tokens", 1), ("max_tokens", 2**40), ("temperature", 0), ("temperature", 2.0), ("top_p", 1e-9), ("top_k", -1), ("top_k", 2**31), ("min_p", 1.0),
-    ("seed", -(2**63)), ("seed", 2**63 - 1), ("logprobs", 0), ("logprobs", 20), ("stop", ("x" * 256,) * 16), ("stop_token_ids", (0,) * 128),
-]  # fmt: skip
+BAD = {
+    "max_tokens": [0, -1, True, 1.0, "3"],
+    "temperature": [-0.1, 2.01, math.nan, math.inf, "1", True, 10**400],
+    "top_p": [0.0, 1.01, math.nan],
+    "top_k": [-2, 1.5],
+    "min_p": [-0.01, 1.01],
+    "seed": [2**63, 0.5],
+    "logprobs": [-1, 21],
+    "stop": [("",), ("x" * 257,), ("a",) * 17, (1,)],
+    "stop_token_ids": [(-1,), (1,) * 129, ("1",)],
+}
+GOOD = {
+    "max_tokens": [1, 2**40],
+    "temperature": [0, 2.0],
+    "top_p": [1e-9],
+    "top_k": [-1, 2**31],
+    "min_p": [1.0],
+    "seed": [-(2**63), 2**63 - 1],
+    "logprobs": [0, 20],
+    "stop": [("x" * 256,) * 16],
+    "stop_token_ids": [(0,) * 128],
+}
 
 
-@pytest.mark.parametrize(("name", "value"), BAD)
+def cases(table: dict[str, list]) -> list[tuple]:
+    return [(name, value) for name, values in table.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), cases(BAD))
 def test_wrong_values_name_their_parameter_and_do_not_echo_at_length(name, value):
     with pytest.raises(RequestError) as caught:
         SamplingParams(**{name: value})
@@ -36,7 +51,7 @@ def test_wrong_values_name_their_parameter_and_do_not_echo_at_length(name, value
     assert len(str(caught.value)) < 120
 
 
-@pytest.mark.parametrize(("name", "value"), GOOD)
+@pytest.mark.parametrize(("name", "value"), cases(GOOD))
 def test_values_at_the_edge_are_taken(name, value):
     SamplingParams(**{name: value})
 

@@ -17,8 +17,13 @@ PAGE = 4
 
 def limits(**changes) -> SchedulerLimits:
     base = {
-        "num_pages": 16, "page_size": PAGE, "max_model_len": 64, "max_num_seqs": 4, "max_num_batched_tokens": 16, "max_queued_requests": 100,
-    }  # fmt: skip
+        "num_pages": 16,
+        "page_size": PAGE,
+        "max_model_len": 64,
+        "max_num_seqs": 4,
+        "max_num_batched_tokens": 16,
+        "max_queued_requests": 100,
+    }
     return SchedulerLimits(**{**base, **changes})
 
 
