@@ -59,13 +59,12 @@ class Service:
             raise Refused(Refusal(503, "the server is shutting down", "shutting_down", retry_after_s=5.0))
 
     async def wait_until_loaded(self) -> None:
-        """Wait for the model, up to `ready_wait_s`; then raise `Refused`."""
-        if self._loaded.is_set():
-            return
-        try:
-            await asyncio.wait_for(self._loaded.wait(), self.config.ready_wait_s)
-        except TimeoutError:
-            raise Refused(Refusal(503, "the model is still loading; try again soon", "model_loading", retry_after_s=5.0)) from None
+        """Wait for the model, up to `ready_wait_s`; raise `Refused` when it does not come."""
+        if not self._loaded.is_set():
+            try:
+                await asyncio.wait_for(self._loaded.wait(), self.config.ready_wait_s)
+            except TimeoutError:
+                raise Refused(Refusal(503, "the model is still loading; try again soon", "model_loading", retry_after_s=5.0)) from None
         self.refuse_if_draining()
 
     def check_model(self, name: str | None) -> None:

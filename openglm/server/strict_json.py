@@ -24,6 +24,7 @@ Decoded = TypeVar("Decoded")
 # Whole strings are consumed, so brackets inside them do not count.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?|[\[{]|[\]}]', re.DOTALL)
 _PATH = re.compile(r" - at `\$([^`]*)`$")
+_OUT_OF_RANGE = re.compile(r"` [<>]=? |out of range")
 _EXPECTED = re.compile(r"^Expected `([^`]+)`(?:, got `([^`]+)`)?")
 
 
@@ -47,7 +48,9 @@ def convert(value: Any, wanted: type[Decoded]) -> Decoded:
         path = _PATH.search(message)
         param = path[1].removeprefix(".") if path else None
         found = _EXPECTED.match(message)
-        if found:
+        if _OUT_OF_RANGE.search(message):
+            reason = "is out of range"
+        elif found:
             actual = f", got {_plain(found[2])}" if found[2] else ""
             reason = f"must be {_plain(found[1])}{actual}"
         else:

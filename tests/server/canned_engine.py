@@ -1,0 +1,55 @@
+"""An engine that plays back given outputs: for tests of what lies above the engine, one step at a time."""
+
+from openglm.engine.request import EngineOutput, RequestFailure
+from openglm.errors import EngineDeadError
+
+
+class CannedEngine:
+    """Every request gets the same `steps`: lists of token ids. `ending` is its finish reason; None never ends."""
+
+    def __init__(self, steps, *, ending="stop", failure=None, error=None) -> None:
+        self.steps, self.ending, self.failure, self.error = steps, ending, failure, error
+        self.state = "ready"
+        self.requests = []
+        self.aborted = []
+
+    def generate(self, request):
+        if self.error is not None:
+            raise self.error
+        if self.state == "dead":
+            raise EngineDeadError("gone")
+        self.requests.append(request)
+        return _Stream(self, request)
+
+
+class _Stream:
+    def __init__(self, engine, request) -> None:
+        self._engine, self._request = engine, request
+        self._left = [list(step) for step in engine.steps]
+        self._ended = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if self._ended:
+            raise StopAsyncIteration
+        ids = self._left.pop(0) if self._left else []
+        reason = None if self._left else self._engine.ending
+        error = RequestFailure(*self._engine.failure) if reason == "error" else None
+        self._ended = reason is not None
+        return EngineOutput(
+            self._request.id,
+            ids,
+            finish_reason=reason,
+            num_prompt_tokens=len(self._request.prompt_ids),
+            num_cached_tokens=3,
+            num_drafted=4,
+            num_accepted=2,
+            error=error,
+        )
+
+    async def aclose(self):
+        if not self._ended:
+            self._engine.aborted.append(self._request.id)
+        self._ended = True

@@ -1,0 +1,153 @@
+"""`glm serve` as a process: the port before the model, the banner, signals, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from openglm.cli.main import main
+from openglm.log import set_up_logging
+
+ENDLESS = {"messages": [{"role": "user", "content": "Go on"}], "ignore_eos": True, "stream": True}
+SHORT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+
+
+class Process:
+    """A running `glm serve`; `banner` is what it printed until it was ready."""
+
+    def __init__(self, *arguments) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "openglm.cli.main", "serve", *map(str, arguments), "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.errors = ""
+        self._reader = threading.Thread(target=self._read_errors)
+        self._reader.start()
+        self.banner = ""
+        for line in self.process.stdout:
+            self.banner += line
+            if line.startswith(("  chosen for you", "WARNING")):
+                break
+        self.url = next((word for word in self.banner.split() if word.startswith("http://")), "")
+
+    def _read_errors(self) -> None:
+        self.errors = self.process.stderr.read()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.stdout.close()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+
+    def exit_code(self) -> int:
+        self.process.stdout.read()
+        code = self.process.wait(30)
+        self._reader.join()
+        return code
+
+
+@pytest.fixture
+def serve(capfd):
+    """Run a `glm serve` that is expected to refuse, in this process; (exit code, standard error)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as left:
+            main(["serve", *map(str, arguments)])
+        return left.value.code, capfd.readouterr().err
+
+    yield run
+    set_up_logging()
+
+
+def test_the_first_signal_lets_answers_finish(scripted_dir):
+    with Process(scripted_dir, "--served-model-name", "mine") as server:
+        assert "mine is ready" in server.banner
+        assert "curl http://127.0.0.1:" in server.banner
+        assert "tokens: room for" in server.banner
+        body = {"messages": [{"role": "user", "content": "Hi"}], "ignore_eos": True, "stream": True, "max_tokens": 150}
+        with httpx.stream("POST", f"{server.url}/chat/completions", json=body, timeout=60) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["choices"][0]["finish_reason"] == "length"
+        assert server.exit_code() == 0
+        assert "Traceback" not in server.errors
+
+
+def test_the_second_signal_ends_answers_with_an_error_event(scripted_dir):
+    with Process(scripted_dir, "--api-key", "secret") as server:
+        assert "secret" not in server.banner
+        headers = {"authorization": "Bearer secret"}
+        with httpx.Client(headers=headers, timeout=60) as client:
+            assert httpx.get(f"{server.url}/models").status_code == 401
+            with client.stream("POST", f"{server.url}/chat/completions", json=ENDLESS) as response:
+                lines = response.iter_lines()
+                next(lines)
+                server.process.send_signal(signal.SIGTERM)
+                ready = server.url.removesuffix("/v1") + "/ready"
+                while client.get(ready).status_code == 200:
+                    pass
+                refused = client.post(f"{server.url}/chat/completions", json=SHORT)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+                server.process.send_signal(signal.SIGTERM)
+                rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2][6:])["error"]["code"] == "engine_unavailable"
+        assert server.exit_code() == 1
+        assert "Traceback" not in server.errors
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda d: (d / "config.json").unlink(), "config.json: no such file"),
+        (lambda d: (d / "tokenizer.json").unlink(), "tokenizer.json: cannot read the tokenizer"),
+        (lambda d: (d / "generation_config.json").write_text("{"), "generation_config.json: cannot be read as JSON"),
+        (lambda d: (d / "generation_config.json").write_text('{"temperature": "hot"}'), "temperature must be a number"),
+    ],
+)
+def test_a_model_directory_that_lacks_something_is_refused_with_one_line(serve, scripted_dir, tmp_path, spoil, words):
+    for file in scripted_dir.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes() if file.suffix == ".json" else b"")
+    spoil(tmp_path)
+    code, errors = serve(tmp_path)
+    assert code == 2
+    assert words in errors
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_missing_directory_is_refused(serve, tmp_path):
+    code, errors = serve(tmp_path / "nowhere")
+    assert code == 2
+    assert errors.startswith("glm: ") and "no such model directory" in errors and len(errors.splitlines()) == 1
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_start_with_its_mismatches(serve, scripted_dir, tmp_path):
+    for file in scripted_dir.iterdir():
+        data = file.read_bytes()
+        (tmp_path / file.name).write_bytes(data[: len(data) // 2] if file.suffix == ".safetensors" else data)
+    code, errors = serve(tmp_path, "--port", 0)
+    assert code == 2
+    assert "safetensors" in errors and "Traceback" not in errors
+
+
+def test_a_taken_port_is_told_before_the_model_is_loaded(serve, scripted_dir, live):
+    code, errors = serve(scripted_dir, "--port", live.port)
+    assert code == 2
+    assert f"cannot listen on 127.0.0.1 port {live.port}" in errors

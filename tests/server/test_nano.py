@@ -1,0 +1,71 @@
+"""The embedded glm-nano through the real server and the real `openai` client: it thinks, calls a tool, and reads the result."""
+
+import json
+
+import openai
+import pytest
+
+from openglm.config.engine import model_directory
+from openglm.config.server import ServerConfig
+
+pytestmark = pytest.mark.skipif(not (model_directory(None) / "config.json").is_file(), reason="the embedded model is not built yet")
+
+CITY = {"type": "string", "description": "Name of the city"}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the current weather in a city",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": CITY},
+            "required": ["city"],
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def client():
+    from live_server import LiveServer
+
+    server = LiveServer(model_directory(None), ServerConfig(served_model_names=("glm-nano",)))
+    with openai.OpenAI(base_url=server.url, api_key="unused", max_retries=0, timeout=120) as client:
+        yield client
+    server.close()
+
+
+def test_a_streamed_chat_with_thinking(client):
+    reasoning = content = ""
+    ask = [{"role": "user", "content": "What is 34 + 57?"}]
+    for chunk in client.chat.completions.create(model="glm-nano", messages=ask, stream=True, temperature=0):
+        delta = chunk.choices[0].delta
+        reasoning += getattr(delta, "reasoning_content", None) or ""
+        content += delta.content or ""
+    assert reasoning
+    assert "91" in content
+    assert "<think>" not in content and "</think>" not in content
+
+
+def test_thinking_off(client):
+    ask = [{"role": "user", "content": "What is 3 + 4?"}]
+    off = {"chat_template_kwargs": {"enable_thinking": False}}
+    answer = client.chat.completions.create(model="glm-nano", messages=ask, temperature=0, extra_body=off)
+    assert answer.choices[0].message.reasoning_content is None
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content
+
+
+def test_a_tool_call_and_the_turn_that_reads_its_result(client):
+    messages = [{"role": "user", "content": "What is the weather in Paris?"}]
+    first = client.chat.completions.create(model="glm-nano", messages=messages, tools=[WEATHER], temperature=0)
+    assert first.choices[0].finish_reason == "tool_calls"
+    message = first.choices[0].message
+    (call,) = message.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
+    result = {"role": "tool", "tool_call_id": call.id, "content": json.dumps({"temperature": 17, "condition": "rain"})}
+    messages += [message.model_dump(exclude_none=True), result]
+    second = client.chat.completions.create(model="glm-nano", messages=messages, tools=[WEATHER], temperature=0)
+    assert second.choices[0].finish_reason == "stop"
+    assert "17" in second.choices[0].message.content or "rain" in second.choices[0].message.content
+    assert second.usage.prompt_tokens_details.cached_tokens > 0

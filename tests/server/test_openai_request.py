@@ -1,0 +1,167 @@
+import json
+
+import pytest
+
+from openglm.config.server import RequestLimits, SamplingDefaults
+from openglm.errors import RequestError
+from openglm.server.openai_request import read_chat_request
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def read(default_thinking=True, defaults=None, **fields):
+    body = json.dumps({**HELLO, **fields}).encode()
+    return read_chat_request(body, limits=RequestLimits(), defaults=defaults or SamplingDefaults(), thinking=default_thinking)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"messages": "Hello"}, "messages"),
+        ({"messages": [1]}, "messages[0]"),
+        ({"messages": [{}]}, "messages[0].role"),
+        ({"messages": [{"role": "wizard", "content": ""}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type"),
+        ({"messages": [{"role": "user", "content": "x"}] * 5000}, "messages"),
+        ({"model": 3}, "model"),
+        ({"stream": "yes"}, "stream"),
+        ({"stream": 1}, "stream"),
+        ({"stream_options": True}, "stream_options"),
+        ({"stream_options": {"include_usage": "x"}}, "stream_options.include_usage"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 1.0}, "max_tokens"),
+        ({"max_tokens": "10"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_completion_tokens": -5}, "max_completion_tokens"),
+        ({"temperature": -0.1}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"temperature": False}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 1.01}, "top_p"),
+        ({"top_k": -2}, "top_k"),
+        ({"top_k": 1.5}, "top_k"),
+        ({"min_p": -0.5}, "min_p"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 0.5}, "seed"),
+        ({"stop": [""]}, "stop"),
+        ({"stop": ["x"] * 17}, "stop"),
+        ({"stop": "x" * 257}, "stop"),
+        ({"stop": [1]}, "stop[0]"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids"),
+        ({"stop_token_ids": list(range(200))}, "stop_token_ids"),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids[0]"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"top_logprobs": 3}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": 5_000_000}, "n"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"presence_penalty": -1}, "presence_penalty"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty"),
+        ({"min_tokens": 5}, "min_tokens"),
+        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"tools": {}}, "tools"),
+        ({"tools": [TOOL] * 129}, "tools"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": "sometimes"}, "tool_choice"),
+        ({"tool_choice": 1}, "tool_choice"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
+        ({"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"enable_thinking": "no"}}, "chat_template_kwargs.enable_thinking"),
+        ({"chat_template_kwargs": {"add_generation_prompt": False}}, "chat_template_kwargs.add_generation_prompt"),
+        ({"chat_template_kwargs": [1]}, "chat_template_kwargs"),
+        ({"thinking": "off"}, "thinking"),
+        ({"thinking": {"type": "sometimes"}}, "thinking.type"),
+        ({"reasoning_effort": 3}, "reasoning_effort"),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else None,
+)
+def test_a_wrong_field_is_named(fields, param):
+    with pytest.raises(RequestError) as caught:
+        read(**fields)
+    assert caught.value.param == param
+    assert len(str(caught.value)) < 300
+
+
+def test_missing_messages_are_named():
+    with pytest.raises(RequestError) as caught:
+        read_chat_request(b"{}", limits=RequestLimits(), defaults=SamplingDefaults(), thinking=True)
+    assert caught.value.param == "messages"
+
+
+def test_null_means_absent_and_unknown_fields_are_ignored():
+    names = """
+        model tools tool_choice stream stream_options max_tokens max_completion_tokens temperature top_p top_k min_p seed stop
+        stop_token_ids logprobs top_logprobs chat_template_kwargs thinking reasoning_effort n frequency_penalty logit_bias
+        response_format do_sample parallel_tool_calls ignore_eos
+    """
+    fields = dict.fromkeys(names.split())
+    assert read(**fields, user="me", metadata={"a": [1]}, store=True, watermark_enabled=0).turn == read().turn
+
+
+def test_harmless_values_of_unsupported_fields_are_accepted():
+    read(
+        n=1, frequency_penalty=0, presence_penalty=0.0, repetition_penalty=1, min_tokens=0, logit_bias={}, response_format={"type": "text"}
+    )
+
+
+def test_defaults_come_from_the_model_and_requests_override_them():
+    defaults = SamplingDefaults(temperature=0.6, top_p=0.95, top_k=40, min_p=0.05)
+    params = read(defaults=defaults).turn.params
+    assert (params.temperature, params.top_p, params.top_k, params.min_p) == (0.6, 0.95, 40, 0.05)
+    params = read(defaults=defaults, temperature=0, top_p=1, top_k=-1, min_p=0, seed=-7).turn.params
+    assert (params.temperature, params.top_p, params.top_k, params.min_p, params.seed) == (0.0, 1.0, -1, 0.0, -7)
+    assert read(defaults=defaults, do_sample=False, temperature=1.0).turn.params.greedy
+
+
+def test_the_newer_name_of_the_token_limit_wins():
+    assert read(max_tokens=10, max_completion_tokens=20).turn.params.max_tokens == 20
+    assert read(max_tokens=10).turn.params.max_tokens == 10
+
+
+@pytest.mark.parametrize(
+    ("fields", "thinking", "keep"),
+    [
+        ({}, True, False),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False, False),
+        ({"chat_template_kwargs": {"enable_thinking": True, "clear_thinking": False}}, True, True),
+        ({"thinking": {"type": "disabled"}}, False, False),
+        ({"thinking": {"type": "enabled", "clear_thinking": False}}, True, True),
+        ({"thinking": {"type": "disabled"}, "chat_template_kwargs": {"enable_thinking": True}}, True, False),
+        ({"reasoning_effort": "none"}, False, False),
+        ({"reasoning_effort": "high"}, True, False),
+        ({"reasoning_effort": "none", "thinking": {"type": "enabled"}}, True, False),
+    ],
+)
+def test_every_way_to_say_whether_to_think(fields, thinking, keep):
+    conversation = read(**fields).turn.conversation
+    assert (conversation.thinking, conversation.keep_thinking) == (thinking, keep)
+
+
+def test_the_servers_default_decides_when_nobody_says():
+    assert not read(default_thinking=False).turn.conversation.thinking
+    assert read(default_thinking=False, chat_template_kwargs={"enable_thinking": True}).turn.conversation.thinking
+
+
+def test_tool_choice_none_hides_the_tools():
+    assert read(tools=[TOOL], tool_choice="auto").turn.conversation.tools
+    assert not read(tools=[TOOL], tool_choice="none").turn.conversation.tools
+
+
+def test_a_stop_string_may_stand_alone_and_repeats_count_once():
+    assert read(stop="a").turn.stop == ("a",)
+    assert read(stop=["a", "b", "a"]).turn.stop == ("a", "b")
