@@ -164,7 +164,7 @@ def test_requests_aborted_at_any_point_leak_no_page_and_end_once():
     core = make_core(num_speculative_tokens=2, num_tokens=4, kv_cache_tokens=1024, max_num_seqs=4, max_num_batched_tokens=64)
     ended: list[str] = []
     live: list[str] = []
-    count = 150
+    count = 100
     for number in range(count):
         request_id = f"r{number}"
         prompt = [rng.randrange(4) for _ in range(rng.randrange(1, 100))]
@@ -185,7 +185,7 @@ def test_requests_aborted_at_any_point_leak_no_page_and_end_once():
     ended += list(drain(core))
     assert sorted(set(ended)) == sorted(f"r{i}" for i in range(count))
     stats = core.stats()
-    assert sum(stats.num_finished.values()) == count and stats.num_finished["abort"] > 30
+    assert sum(stats.num_finished.values()) == count and stats.num_finished["abort"] > 20
     assert stats.pages_held == 0 and stats.pages_free + stats.pages_cached == stats.pages_total
     assert stats.kv_accounting_errors == 0
 

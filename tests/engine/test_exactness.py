@@ -62,8 +62,7 @@ def test_batched_with_drafts_equals_alone_without(name, dtype, depth):
     assert depth == 0 or 0 < sum(stats.accepted_by_position) < sum(stats.drafted_by_position), "drafts were right and wrong"
 
 
-@pytest.mark.parametrize(("name", "dtype"), SOME)
-@pytest.mark.parametrize(("chunk", "seqs"), [(7, 3), (64, 8), (100, 5)])
+@pytest.mark.parametrize(("name", "dtype", "chunk", "seqs"), [(*SOME[0], 7, 3), (*SOME[0], 64, 8), (*SOME[1], 100, 5)])
 def test_chunked_prefill_equals_whole(name, dtype, chunk, seqs):
     core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1, max_num_batched_tokens=chunk, max_num_seqs=seqs)
     assert results(core) == alone(name, dtype)
@@ -78,8 +77,7 @@ def test_prefix_cache_equals_cold(name, dtype):
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
-@pytest.mark.parametrize(("name", "dtype"), SOME)
-@pytest.mark.parametrize(("depth", "caching"), [(0, True), (3, False)])
+@pytest.mark.parametrize(("name", "dtype", "depth", "caching"), [(*SOME[0], 0, True), (*SOME[1], 3, False)])
 def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
     core = make_core(
         name,
