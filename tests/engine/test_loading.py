@@ -83,7 +83,7 @@ def test_a_checkpoint_without_its_mtp_layer_runs_only_without_speculation(direct
     assert load(directory).core.proposer is None
     config = json.loads((directory / "config.json").read_text("utf-8"))
     (directory / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}), "utf-8")
-    with pytest.raises(CheckpointError, match="MTP|model.layers.5"):
+    with pytest.raises(CheckpointError, match=r"MTP|model\.layers\.5"):
         load(directory)
     assert len(load(directory, num_speculative_tokens=0).generate(PROMPTS, PARAMS)[0].token_ids) == 10
 
