@@ -236,7 +236,8 @@ def load_core(config: EngineConfig, on_phase: OnPhase) -> tuple[EngineCore, prot
 def main() -> NoReturn:
     """Entry point of the process."""
     socket_path = Path(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole terminal; the parent decides what it means
+    for number in (signal.SIGINT, signal.SIGTERM):  # these go to whole groups of processes; the parent decides what they mean
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the supervisor's way to see where a hanging engine is
     set_up_logging()
     config = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineConfig)
