@@ -16,6 +16,7 @@ from torch import Tensor
 from openglm.ops.reference.linear import pad_rows
 
 PAGE_SIZE = 64  # tokens per KV page, everywhere
+_QUERY_BLOCK = 32
 
 
 class Bucket(NamedTuple):
@@ -52,15 +53,20 @@ def paged_attention(
     outputs = []
     for r, length in enumerate(kv_lengths):
         rows = queries[query_starts[r] : query_starts[r + 1]]
-        own_pages = kv[page_table[r, : -(-length // PAGE_SIZE)]]  # [P, 2, Hkv, 64, D]
-        attend = _attend_whole if row_tile is None else _attend_by_page
-        outputs.append(attend(rows, own_pages.to(queries.dtype), length, scale, row_tile or 0))
+        own_pages = kv[page_table[r, : -(-length // PAGE_SIZE)]].to(queries.dtype)  # [P, 2, Hkv, 64, D]
+        if row_tile is None:
+            outputs.append(_attend_whole(rows, own_pages, length, scale))
+            continue
+        before = length - rows.shape[0]
+        for start in range(0, rows.shape[0], _QUERY_BLOCK):  # a block of queries need not look at the pages behind it
+            block = rows[start : start + _QUERY_BLOCK]
+            end = before + start + block.shape[0]
+            outputs.append(_attend_by_page(block, own_pages[: -(-end // PAGE_SIZE)], end, scale, row_tile))
     return torch.cat(outputs)
 
 
-def _attend_whole(queries: Tensor, pages: Tensor, length: int, scale: float, row_tile: int) -> Tensor:
+def _attend_whole(queries: Tensor, pages: Tensor, length: int, scale: float) -> Tensor:
     """One request, one call of torch's attention."""
-    del row_tile
     keys, values = pages.movedim(0, 2).flatten(2, 3)[:, :, :length]  # [Hkv, length, D] each
     num_queries = queries.shape[0]
     mask = None
