@@ -35,24 +35,24 @@ class Task:
 # Arithmetic and copying come early (they are learned in minutes), calls are there all along, and the late mix keeps requests
 # with and without a fitting tool in balance: deciding between them is the last skill to arrive. Nothing ever drops to zero.
 TASKS: Mapping[str, Task] = {
-    "add": Task(arithmetic.add, 0.34, 0.20),
-    "add3": Task(arithmetic.add3, 0.03, 0.03),
-    "sub": Task(arithmetic.sub, 0.06, 0.05),
-    "mul_digit": Task(arithmetic.mul_digit, 0.06, 0.05),
+    "add": Task(arithmetic.add, 0.34, 0.14),
+    "add3": Task(arithmetic.add3, 0.03, 0.02),
+    "sub": Task(arithmetic.sub, 0.06, 0.04),
+    "mul_digit": Task(arithmetic.mul_digit, 0.06, 0.04),
     "compare": Task(arithmetic.compare, 0.03, 0.02),
     "echo": Task(smalltalk.echo, 0.12, 0.03),
-    "chat": Task(smalltalk.chat, 0.06, 0.05),
+    "chat": Task(smalltalk.chat, 0.06, 0.04),
     "persona": Task(smalltalk.persona, 0.02, 0.02),
-    "dialogue": Task(smalltalk.dialogue, 0.03, 0.03),
+    "dialogue": Task(smalltalk.dialogue, 0.03, 0.02),
     "extract_json": Task(extraction.extract_json, 0.03, 0.02),
-    "sort_numbers": Task(extraction.sort_numbers, 0.01, 0.02),
-    "tool_call": Task(tool_tasks.tool_call, 0.16, 0.20),
+    "sort_numbers": Task(extraction.sort_numbers, 0.01, 0.01),
+    "tool_call": Task(tool_tasks.tool_call, 0.16, 0.24),
     "tool_call_parallel": Task(tool_tasks.tool_call_parallel, 0.02, 0.04),
     "follow_up": Task(tool_tasks.follow_up, 0.02, 0.02),
-    "tool_session": Task(tool_tasks.tool_session, 0.05, 0.12),
-    "no_tool": Task(tool_tasks.no_tool, 0.07, 0.14),
+    "tool_session": Task(tool_tasks.tool_session, 0.05, 0.15),
+    "no_tool": Task(tool_tasks.no_tool, 0.07, 0.20),
     "tools_unneeded": Task(tool_tasks.tools_unneeded, 0.02, 0.04),
-    "tool_result": Task(tool_tasks.tool_result, 0.06, 0.10),
+    "tool_result": Task(tool_tasks.tool_result, 0.06, 0.12),
 }
 
 
