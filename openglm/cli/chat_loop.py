@@ -78,7 +78,11 @@ class ChatLoop:
         while True:
             try:
                 line = input(prompt) if self._interactive else _line_of_pipe()
-            except (EOFError, KeyboardInterrupt):
+            except KeyboardInterrupt:  # pressed a moment too late to stop an answer; the conversation must not be lost
+                self._console.print("\n(Ctrl-D or /exit leaves)", style="dim")
+                prompt, lines = "> ", []
+                continue
+            except EOFError:
                 if self._interactive:
                     self._console.print()
                 return "\n".join(lines) if lines else None

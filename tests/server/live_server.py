@@ -31,7 +31,7 @@ class LiveServer:
         self._started.result(START_TIMEOUT_S)
 
     def stats(self):
-        return asyncio.run_coroutine_threadsafe(self.client.stats(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(self.client.stats(), self.loop).result(10)
 
     def wait_until_idle(self) -> None:
         """Until the engine runs nothing; each look at its counters waits for a step."""
@@ -42,11 +42,11 @@ class LiveServer:
         raise AssertionError("the engine still runs something")
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        self.loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
     async def _live(self) -> None:
-        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self.loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
             listener = socket.create_server(("127.0.0.1", 0))
             self.port = listener.getsockname()[1]
