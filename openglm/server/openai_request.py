@@ -23,7 +23,6 @@ from openglm.server.strict_json import convert, decode_json
 from openglm.server.turn import TurnRequest
 from openglm.text.openai_messages import conversation_from_openai
 
-
 Int = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """JSON integers have no bound; beyond 64 bits nobody means a count or a seed."""
 

@@ -22,7 +22,7 @@ TOOL = {
 }
 THINK, SAY = [ENCODE("\n<think>"), ENCODE("hm"), ENCODE("</think>")], [ENCODE("\nHe"), ENCODE("llo")]
 CALL = [
-    ENCODE(text) for text in ("<tool_call>get_wea", "ther\n<arg_key>city</arg_key>\n<arg_value>", "Zü", "rich</arg_value>\n</tool_call>")
+    ENCODE(text) for text in ("<tool_call>get_", "weather\n<arg_key>city</arg_key>\n<arg_value>", "Zü", "rich</arg_value>\n</tool_call>")
 ]
 
 
