@@ -4,7 +4,7 @@ Owns words only; how they become tools, values and sentences is decided in `valu
 both sides (there are few of them); nouns, labels, people, cities and plain words are disjoint.
 """
 
-# ruff: noqa: E501, SIM905  (word tables read better unbroken)
+# ruff: noqa: E501  (word tables read better unbroken)
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -40,7 +40,7 @@ TASKS: Mapping[str, Task] = {
     "sub": Task(arithmetic.sub, 0.06, 0.04),
     "mul_digit": Task(arithmetic.mul_digit, 0.06, 0.04),
     "compare": Task(arithmetic.compare, 0.03, 0.02),
-    "echo": Task(smalltalk.echo, 0.12, 0.03),
+    "echo": Task(smalltalk.echo, 0.12, 0.06),
     "chat": Task(smalltalk.chat, 0.06, 0.04),
     "persona": Task(smalltalk.persona, 0.02, 0.02),
     "dialogue": Task(smalltalk.dialogue, 0.03, 0.02),

@@ -7,8 +7,9 @@ import random
 
 from openglm.synth.arithmetic import add, compare
 from openglm.synth.episode import Episode, answered, reply
+from openglm.synth.invention import invented_word
 from openglm.synth.lexicon import WORDS
-from openglm.synth.split import Split, invented_word
+from openglm.synth.split import Split
 from openglm.synth.values import Language, string
 from openglm.text.messages import Conversation, Message
 

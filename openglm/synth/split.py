@@ -6,7 +6,6 @@ reach training by being drawn from another list, and adding words moves nothing 
 
 from __future__ import annotations
 
-import random
 from typing import Literal, TypeVar
 from zlib import crc32
 
@@ -29,17 +28,3 @@ def numbers_split(*numbers: int) -> Split:
 def side(items: tuple[Item, ...], split: Split, *, key: int | None = None) -> tuple[Item, ...]:
     """The items (or tuples, judged by their element `key`) that lie on one side."""
     return tuple(item for item in items if split_of(str(item if key is None else item[key])) == split)  # type: ignore[index]
-
-
-def invented_word(rng: random.Random, split: Split) -> str:
-    """A pronounceable word of two or three syllables that no list holds."""
-    while True:
-        syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3))))
-        word = "".join(syllables) + rng.choice(_CODAS)
-        if split_of(word) == split:
-            return word
-
-
-_ONSETS = (*"bdfghjklmnprstvwz", "bl", "br", "cr", "dr", "fl", "gr", "kl", "pl", "pr", "sh", "st", "th", "tr", "qu", "zh")
-_VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea", "oo", "ou")
-_CODAS = ("", "", "", "n", "r", "l", "x", "t", "k", "m", "p", "sk", "nd")

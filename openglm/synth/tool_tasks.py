@@ -14,9 +14,10 @@ from collections.abc import Sequence
 from openglm.synth.arithmetic import operands, question, think_add
 from openglm.synth.catalog import Entry, catalogue_request, catalogue_tool
 from openglm.synth.episode import Episode, reply
+from openglm.synth.invention import invented_word
 from openglm.synth.lexicon import VERBS, WORDS
 from openglm.synth.smalltalk import small_talk
-from openglm.synth.split import Split, invented_word
+from openglm.synth.split import Split
 from openglm.synth.toolset import Request, ToolSpec, compose_request, compose_tool, distractors, draw_noun
 from openglm.synth.values import KINDS, Language, draw, kind_of, written
 from openglm.text.messages import JSON, Conversation, Message, ToolCall

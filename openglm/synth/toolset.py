@@ -12,8 +12,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from openglm.synth.invention import invented_han, invented_word
 from openglm.synth.lexicon import VERBS, WORDS, Noun, Verb
-from openglm.synth.split import Split, invented_word
+from openglm.synth.split import Split
 from openglm.synth.values import KINDS, Kind, Language, Value, draw, kind_of
 from openglm.text.messages import JSON, Tool, ToolCall
 
@@ -112,10 +113,10 @@ def compose_tool(
 
 
 def draw_noun(rng: random.Random, split: Split) -> Noun:
-    """A noun of one side; a third of them are invented and read the same in both languages."""
-    if rng.random() < 0.35:
+    """A noun of one side; a third of them (in training half) are invented, most of those the same in both languages."""
+    if rng.random() < (0.5 if split == "train" else 0.35):
         word = invented_word(rng, split)
-        return Noun(word, word)
+        return Noun(word, invented_han(rng) if split == "train" and rng.random() < 0.4 else word)
     return rng.choice(WORDS[split].nouns)
 
 
@@ -168,7 +169,7 @@ def _parameters(rng: random.Random, split: Split, language: Language, count: int
     taken: set[str] = set()
     described = rng.random() < 0.5 or (language == "zh" and count > 1)
     while len(made) < count:
-        if rng.random() < 0.3:
+        if rng.random() < (0.45 if split == "train" else 0.3):
             en = zh = invented_word(rng, split)
             kind = kind_of(rng, rng.choice(KINDS))
         else:

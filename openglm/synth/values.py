@@ -11,8 +11,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
+from openglm.synth.invention import invented_han, invented_word
 from openglm.synth.lexicon import ENUMS, WORDS
-from openglm.synth.split import Split, invented_word
+from openglm.synth.split import Split
 from openglm.text.messages import JSON
 
 Language = Literal["en", "zh"]
@@ -126,7 +127,7 @@ def string(rng: random.Random, kind: str, split: Split, language: Language) -> s
             return rng.choice(words.people_zh if chinese else words.people)
         case "word":
             if chinese:
-                return rng.choice(words.plain_zh)
+                return invented_han(rng) if split == "train" and rng.random() < 0.4 else rng.choice(words.plain_zh)
             return invented_word(rng, split) if rng.random() < 0.35 else rng.choice(words.plain)
         case "text":
             count = rng.choice((2, 2, 3))
