@@ -35,16 +35,19 @@ def client():
     server.close()
 
 
-def test_a_streamed_chat_with_thinking(client):
-    reasoning = content = ""
-    ask = [{"role": "user", "content": "What is 34 + 57?"}]
-    for chunk in client.chat.completions.create(model="glm-nano", messages=ask, stream=True, temperature=0):
-        delta = chunk.choices[0].delta
-        reasoning += getattr(delta, "reasoning_content", None) or ""
-        content += delta.content or ""
-    assert reasoning
-    assert "91" in content
-    assert "<think>" not in content and "</think>" not in content
+def test_streamed_chats_with_thinking(client):
+    right = 0
+    for a, b in ((34, 57), (12, 30), (85, 9), (110, 23), (6, 7)):
+        reasoning = content = ""
+        ask = [{"role": "user", "content": f"What is {a} + {b}?"}]
+        for chunk in client.chat.completions.create(model="glm-nano", messages=ask, stream=True, temperature=0):
+            delta = chunk.choices[0].delta
+            reasoning += getattr(delta, "reasoning_content", None) or ""
+            content += delta.content or ""
+        assert reasoning and content
+        assert "<think>" not in content and "</think>" not in content
+        right += str(a + b) in content
+    assert right >= 4  # how good it is at sums is measured by `glm eval nano`; here it must plainly work
 
 
 def test_thinking_off(client):
