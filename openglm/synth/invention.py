@@ -1,0 +1,76 @@
+"""Words that no list holds, so that copying is learned instead of a vocabulary.
+
+A byte-level BPE leaves tokens that occur in training only inside longer tokens; a held-out word that is cut into such a token would
+meet an embedding that was never trained. Training words are therefore also glued together from the beginnings and ends of
+other words, and from Han characters of the whole range; the held-out side keeps to pronounceable syllables.
+"""
+
+from __future__ import annotations
+
+import random
+from functools import cache
+
+from openglm.synth.lexicon import VERBS, WORDS
+from openglm.synth.split import Split, split_of
+
+_GLUED_SHARE = 0.5
+
+
+def invented_word(rng: random.Random, split: Split) -> str:
+    """A made-up word in Latin letters, on its side of the border."""
+    while True:
+        word = _glued(rng) if split == "train" and rng.random() < _GLUED_SHARE else _spoken(rng)
+        if split_of(word) == split:
+            return word
+
+
+def invented_han(rng: random.Random) -> str:
+    """Two or three Han characters, each from training words or from anywhere; for the training side only."""
+    while True:
+        word = "".join(
+            rng.choice(_known_han()) if rng.random() < 0.5 else chr(rng.randrange(0x4E00, 0x9FA6)) for _ in range(rng.choice((2, 2, 3)))
+        )
+        if split_of(word) == "train":
+            return word
+
+
+def _spoken(rng: random.Random) -> str:
+    """Two or three syllables."""
+    syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) for _ in range(rng.choice((2, 2, 3))))
+    return "".join(syllables) + rng.choice(_CODAS)
+
+
+def _glued(rng: random.Random) -> str:
+    """The beginning or end of one word and of another."""
+    parts = []
+    for _ in range(rng.choice((2, 2, 3))):
+        word, length = rng.choice(_known_words()), rng.randrange(2, 7)
+        parts.append(word[:length] if rng.random() < 0.5 else word[-length:])
+    return "".join(parts)
+
+
+@cache
+def _known_words() -> tuple[str, ...]:
+    words = WORDS["train"]
+    english = [*(n.en for n in words.nouns), *(label[0] for label in words.labels), *(v.en for v in VERBS), *words.plain]
+    english += [*(city[0] for city in words.cities), *words.people, *_TEMPLATE_WORDS]
+    return tuple(sorted({part.lower() for phrase in english for part in phrase.split() if len(part) > 2}))
+
+
+@cache
+def _known_han() -> str:
+    words = WORDS["train"]
+    chinese = [*(n.zh for n in words.nouns), *words.plain_zh, *words.people_zh, *(city[1] for city in words.cities)]
+    return "".join(sorted({character for word in chinese for character in word if character > "\u2e80"}))
+
+
+# Words of the prompt itself: their pieces are tokens too.
+_TEMPLATE_WORDS = tuple(
+    """
+functions parameters properties description required additional arguments signatures provided following format object string
+integer number boolean array enum items query assist within output
+""".split()
+)
+_ONSETS = (*"bdfghjklmnprstvwz", "bl", "br", "cr", "dr", "fl", "gr", "kl", "pl", "pr", "sh", "st", "th", "tr", "qu", "zh")
+_VOWELS = ("a", "e", "i", "o", "u", "a", "e", "i", "o", "u", "ai", "ea", "oo", "ou")
+_CODAS = ("", "", "", "n", "r", "l", "x", "t", "k", "m", "p", "sk", "nd")
