@@ -5,7 +5,7 @@ import math
 import operator
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from openglm.cli.demo_tools import DEMO_TOOLS, calculate, run_demo_tool
@@ -49,6 +49,7 @@ EXPRESSIONS = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(EXPRESSIONS)
 def test_arithmetic_is_pythons(expression):
     assume(len(expression) <= 200)
@@ -68,6 +69,7 @@ def test_arithmetic_is_pythons(expression):
         assert "too large" in str(error)
 
 
+@settings(deadline=None)
 @given(st.text("0123456789.+-*/%()eE^ ×÷xa_", max_size=30))
 def test_any_text_is_a_number_or_a_refusal(text):
     with contextlib.suppress(DataError):

@@ -3,7 +3,7 @@ import time
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openglm.errors import RequestError
@@ -66,12 +66,14 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(JSON_VALUES)
 def test_every_json_value_comes_back(value):
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=1)):
         assert decode_json(text.encode(), max_depth=DEPTH) == json.loads(text)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text('{}[]",:\\ue0d8 1a', max_size=60).map(str.encode))
 def test_arbitrary_bytes_are_read_or_refused_but_nothing_else(body):
     try:

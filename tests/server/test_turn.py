@@ -2,7 +2,7 @@ import contextlib
 
 import pytest
 from canned_engine import CannedEngine
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_model import text_model
 
@@ -78,6 +78,7 @@ async def test_a_call_is_text_when_no_tools_are_offered():
     assert end.finish_reason == "stop"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 12))
 async def test_stop_strings_cut_the_answer_and_end_the_request(chunk):
     message, end, engine = await answer("<think>one two</think>one, two, three" + "." * 12, chunk=chunk, stop=("two", "thr"))
