@@ -35,3 +35,14 @@ def server_errors():
     logger.addHandler(handler)
     yield records
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def logging_restored():
+    """Undo what a command run in this process does to logging."""
+    loggers = [logging.getLogger(name) for name in ("openglm", "uvicorn")]
+    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
+    yield
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)

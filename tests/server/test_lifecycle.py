@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 from openglm.cli.main import main
-from openglm.log import set_up_logging
 
 ENDLESS = {"messages": [{"role": "user", "content": "Go on"}], "ignore_eos": True, "stream": True}
 SHORT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
@@ -61,7 +60,7 @@ class Process:
 
 
 @pytest.fixture
-def serve(capfd):
+def serve(capfd, logging_restored):
     """Run a `glm serve` that is expected to refuse, in this process; (exit code, standard error)."""
 
     def run(*arguments):
@@ -69,8 +68,7 @@ def serve(capfd):
             main(["serve", *map(str, arguments)])
         return left.value.code, capfd.readouterr().err
 
-    yield run
-    set_up_logging()
+    return run
 
 
 def test_the_first_signal_lets_answers_finish(scripted_dir):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import logging
 import os
 
 import pytest
@@ -20,10 +19,8 @@ TOOLS = (Tool("get_weather", WEATHER, {"type": "function", "function": {"name": 
 
 
 @pytest.fixture
-def glm(capsys, monkeypatch):
+def glm(capsys, monkeypatch, logging_restored):
     """Run a verb with a piped standard input; its standard output."""
-    loggers = [logging.getLogger(name) for name in ("openglm", "uvicorn")]
-    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
 
     def run_verb(*arguments, stdin=""):
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
@@ -33,9 +30,7 @@ def glm(capsys, monkeypatch):
             assert not left.code, capsys.readouterr().err
         return capsys.readouterr().out
 
-    yield run_verb
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
+    return run_verb
 
 
 async def test_our_client_reads_the_same_turn_as_the_engine_delivers(live):
