@@ -1,12 +1,13 @@
 """The HTTP server: dialects in front of one engine.
 
-    strict_json, http_body    bytes of a body become plain values or a `RequestError`
-    openai_request            an OpenAI chat body becomes a `TurnRequest`
-    served_model, turn        one neutral turn: conversation in, stream of events out
-    openai_response           events become wire chunks or one message
-    event_stream              chunks become server-sent events; a client that leaves ends its request
-    access, admission         keys; how many requests may wait
-    app, serve                routes; process life: loading, ready, drain
+    strict_json, http_body            bytes of a body become plain values or a typed refusal
+    openai_request, openai_response   the OpenAI wire, in and out; openai_client is the same wire from the other side
+    turn, served_model                one neutral turn: a conversation in, a stream of events out
+    event_stream                      server-sent events; a client that leaves ends its request
+    access, traffic, refusal          keys; how many may wait; what is said when the answer is no
+    service, openai_routes, app       shared state, handlers, routes
+    serve, banner                     the process: port, loading, draining, exit code
 
-Refuses to own: prompts and parsing (`text`), scheduling and sampling (`engine`).
+A further dialect adds a request and a response module and a route; everything in between stays. Refuses to own: prompts and
+parsing (`text`), scheduling and sampling (`engine`).
 """

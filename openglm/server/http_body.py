@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from openglm.config.server import RequestLimits
 from openglm.server.refusal import Refusal, Refused
 
 
 async def read_json_body(request: Request, limits: RequestLimits) -> bytes:
-    """The raw body of a JSON request. Raises `Refused` (408, 413, 415) or `ClientDisconnect`."""
+    """The raw body of a JSON request. Raises `Refused` (408, 413, 415), or starlette's `ClientDisconnect` when the sender goes away."""
     # Requiring the media type makes a browser ask first (CORS preflight), so that no web page can post here unseen.
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
@@ -37,6 +37,3 @@ async def read_json_body(request: Request, limits: RequestLimits) -> bytes:
 
 def _too_large(limits: RequestLimits) -> Refused:
     return Refused(Refusal(413, f"the body is larger than the limit of {limits.body_bytes} bytes", "body_too_large"))
-
-
-__all__ = ["ClientDisconnect", "read_json_body"]

@@ -8,12 +8,12 @@ import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from openglm.server.event_stream import ClientGone, EventStream, unless_client_leaves
-from openglm.server.http_body import ClientDisconnect, read_json_body
+from openglm.server.http_body import read_json_body
 from openglm.server.openai_request import ChatRequest, read_chat_request
 from openglm.server.openai_response import Answer, ChatStream, chat_completion, encode, error_body
 from openglm.server.refusal import Refusal, refusal_of
