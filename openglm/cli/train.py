@@ -18,7 +18,7 @@ def command(
     recipe: Annotated[str, typer.Argument(help="What to train. `nano` is the embedded model, from scratch.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run: settings, log, resumable state, finished model.")] = Path("runs/nano"),
     resume: Annotated[bool, typer.Option(help="Go on from the last saved step of the run in --out.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the whole run.")] = 3700,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the whole run.")] = 4200,
     tokens_per_step: Annotated[int, typer.Option(min=64, help="Tokens in one step, over all workers.")] = 8192,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, data and tokenizer.")] = 1,

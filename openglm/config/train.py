@@ -13,12 +13,12 @@ class TrainConfig:
     (Muon momentum, update RMS, weight decay, MTP weights, balance rates); the learning rate is that of small models.
     """
 
-    num_steps: int = 3700
+    num_steps: int = 4200
     tokens_per_step: int = 8192  # whole documents, so a batch overshoots by less than one document
     max_document_tokens: int = 1024
     seed: int = 1
     learning_rate: float = 3e-3
-    final_lr_ratio: float = 0.1  # cosine from learning_rate down to this share of it
+    final_lr_ratio: float = 0.03  # cosine from learning_rate down to this share of it
     warmup_steps: int = 60
     weight_decay: float = 0.1
     muon_momentum: float = 0.95

@@ -27,7 +27,7 @@ NOT_NEEDED: dict[Language, str] = {"en": "No tool needed.", "zh": "不需要工�
 
 _NUM_TOOLS = (1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
 _CATALOGUE_SHARE = {"train": 0.22, "heldout": 0.15}
-_THINKING_SHARE = 0.7
+_THINKING_SHARE = 0.8
 
 
 def tool_call(rng: random.Random, split: Split, language: Language) -> Episode:

@@ -136,17 +136,18 @@ def distractors(rng: random.Random, split: Split, language: Language, request: R
     verb = next((v for v in VERBS if request.goal.startswith((v.zh, v.en + " "))), None)
     found: list[ToolSpec] = []
     taken = {request.target.name}
+    same_noun, same_verb = (0.12, 0.5) if split == "train" else (0.1, 0.35)  # near misses teach the most
     while len(found) < count:
         draw_kind = rng.random()
         size = rng.choice((0, 1, 1, 2))
-        if verb is not None and draw_kind < 0.1:
+        if verb is not None and draw_kind < same_noun:
             noun = Noun(*(request.goal.removeprefix(part) for part in (f"{verb.en} ", verb.zh)))
             if language == "zh":
                 noun = _known_noun(noun.zh, split) or draw_noun(rng, split)
             other = rng.choice([v for v in VERBS if v.group != verb.group])
             spec = compose_tool(rng, split, language, verb=other, noun=noun, num_parameters=size)
         else:
-            spec = compose_tool(rng, split, language, verb=verb if draw_kind < 0.35 else None, num_parameters=size)
+            spec = compose_tool(rng, split, language, verb=verb if draw_kind < same_verb else None, num_parameters=size)
             if spec.fits(request):
                 continue
         if spec.name not in taken:
