@@ -109,7 +109,7 @@ def this_machine(device: str = "auto") -> Machine:
 
 def warm_up(core: EngineCore) -> None:
     """Run one short request, so that the first user does not pay for lazy initialisation; leaves no trace in the cache."""
-    prompt = [i % core.num_tokens for i in range(_WARM_UP_TOKENS)]
+    prompt = [i % core.num_tokens for i in range(min(_WARM_UP_TOKENS, core.config.max_model_len - 1))]
     core.add(GenerationRequest("warm-up", prompt, SamplingParams(max_tokens=4, top_p=0.9, seed=0, ignore_eos=True)))
     while core.has_work:
         core.step()

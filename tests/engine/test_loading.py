@@ -95,6 +95,12 @@ def test_a_broken_generation_config_is_named(directory, text):
         load(directory)
 
 
+@pytest.mark.parametrize("max_model_len", [2, 10])
+def test_a_context_shorter_than_the_warm_up_can_be_used(original, max_model_len):
+    llm = LLM(str(original), max_model_len=max_model_len, threads=1, seed=0)
+    assert llm.generate([[5]], PARAMS)[0].finish_reason == "length"
+
+
 def test_an_unusable_device_is_named(original):
     with pytest.raises(ConfigError, match="tpu"):
         load(original, device="tpu")
