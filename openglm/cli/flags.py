@@ -335,8 +335,8 @@ def _dashed(flag: str) -> str:
 def _unknown(flag: str, own: Mapping[str, bool]) -> ConfigError:
     known = [*own, *(alias for alias, meaning in ALIASES.items() if _applies(meaning, own))]
     near = difflib.get_close_matches(flag, known, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return ConfigError(f"unknown option {flag:.60}{hint} --help lists all options")
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ConfigError(f"unknown option {flag:.60}; {hint}--help lists all options")
 
 
 class TranslatedCommand(TyperCommand):

@@ -131,6 +131,11 @@ def test_an_unknown_flag_names_the_nearest(line, near):
         translate(line)
 
 
+def test_an_unknown_flag_that_is_near_to_none_leads_to_the_help():
+    with pytest.raises(ConfigError, match=r"^unknown option --xyzzy; --help lists all options$"):
+        translate("--xyzzy 1")
+
+
 def test_a_flag_without_its_value_is_told():
     for line in ("--port", "--tp-size", "--speculative-num-steps"):
         with pytest.raises(ConfigError, match=f"{line} needs a value"):
