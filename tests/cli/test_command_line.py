@@ -1,5 +1,7 @@
 """The command as a newcomer meets it."""
 
+import errno
+import signal
 import subprocess
 import sys
 
@@ -42,3 +44,51 @@ def test_own_errors_are_one_line(capsys):
         main(["render", "no-such-file.json"])
     error = capsys.readouterr().err
     assert ended.value.code == 2 and "no-such-file.json" in error and "Traceback" not in error
+
+
+GLM = [sys.executable, "-m", "openglm.cli.main"]
+
+
+def test_a_closed_standard_input_is_an_empty_one():
+    done = subprocess.run(["sh", "-c", '"$@" <&-', "sh", *GLM, "parse"], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and '"content": ""' in done.stdout
+
+
+def test_what_the_terminal_cannot_show_is_escaped():
+    script = "import openglm.cli.main as m\nm._verb = lambda name: lambda *_, **__: print('\u4f60')\nm.main(['chat'])"
+    environment = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, env=environment, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\\u4f60\n", b"")
+
+
+def test_ctrl_c_while_modules_load_is_quiet():
+    script = "import os, signal, sys\nsys.modules['typer'] = None\nimport openglm.cli.main as m\n"
+    script += "m._verb = lambda name: os.kill(os.getpid(), signal.SIGINT)\nm.main(['parse'])"
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "glm: writing: No space left on device\n"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/nano"), "glm: runs/nano: Permission denied\n"),
+    ],
+)
+def test_a_file_that_cannot_be_written_is_one_line(error, words, monkeypatch, capsys):
+    def fail(_name):
+        raise error
+
+    monkeypatch.setattr("openglm.cli.main._verb", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["train"])
+    assert (ended.value.code, capsys.readouterr().err) == (2, words)
+
+
+def test_an_operating_system_error_that_is_not_about_a_file_keeps_its_traceback(monkeypatch):
+    def fail(_name):
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset")
+
+    monkeypatch.setattr("openglm.cli.main._verb", fail)
+    with pytest.raises(ConnectionResetError):
+        main(["train"])
