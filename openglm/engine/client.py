@@ -189,7 +189,8 @@ class AsyncEngineClient:
                 await self._live_once()
             except (ConfigError, CheckpointError) as error:
                 self._failure, self.last_error = error, str(error)
-                logger.error("the engine cannot start: %s", error)
+                if self._info is not None:  # a first start raises it to whoever waits in `start`, who says it once
+                    logger.error("the engine cannot start: %s", error)
                 break
             except EngineDeadError as error:
                 self._failure = error

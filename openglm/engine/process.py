@@ -257,7 +257,8 @@ def main() -> NoReturn:
 
 def _exit_with_parent(socket_path: Path) -> None:
     """Wait for the end of standard input, then leave without a trace."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # not sys.stdin: an interpreter that ends cannot while a thread holds the lock of its buffer
+        pass
     with contextlib.suppress(OSError):
         socket_path.unlink()
         socket_path.parent.rmdir()

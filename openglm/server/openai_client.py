@@ -105,6 +105,8 @@ class OpenAIClient:
         return body | wishes
 
     def _unreachable(self, error: Exception) -> EngineError:
+        if isinstance(error, httpx.ConnectError):
+            return EngineError(f"cannot talk to {self._base_url}: {error}; is a server running there? glm serve starts one")
         return EngineError(f"cannot talk to {self._base_url}: {error or type(error).__name__}")
 
 

@@ -41,7 +41,7 @@ def run_server(
     *,
     announce: Callable[[str], None],
 ) -> int:
-    """Serve until a signal; returns the exit code. `announce` shows the banner when the model is ready.
+    """Serve until a signal; returns the exit code. `announce` shows a line while the model loads and the banner when it is ready.
 
     Raises `ConfigError` when the address cannot be had, and what the engine raises when it refuses the model.
     """
@@ -92,6 +92,7 @@ class _Process:
         return 0 if clean else 1
 
     async def _start(self, port: int, began: float) -> None:
+        self._announce(f"loading {self._service.model.name} ...")
         info = await self._client.start()
         stats = await self._client.stats()
         self._service.engine_loaded(max_model_len=info.max_model_len, max_num_seqs=info.max_num_seqs)
@@ -119,7 +120,12 @@ class _Process:
         traffic = self._service.traffic
         self._service.begin_drain()
         if traffic.num_in_flight:
-            logger.info("draining: %d requests in flight, %g s at most", traffic.num_in_flight, self._config.drain_timeout_s)
+            # A warning, because whoever pressed Ctrl-C would take the wait for a hang.
+            logger.warning(
+                "stopping: %d running answer(s) may finish, for %g s at most; a second signal or Ctrl-C ends them now",
+                traffic.num_in_flight,
+                self._config.drain_timeout_s,
+            )
         idle = asyncio.create_task(traffic.wait_idle())
         hurry = asyncio.create_task(self._hurry.wait())
         await asyncio.wait((idle, hurry), timeout=self._config.drain_timeout_s, return_when=asyncio.FIRST_COMPLETED)

@@ -63,7 +63,9 @@ def load_served_model(
     """Read the text side of a model directory. `style` overrides the checkpoint's own chat template, `overrides` its
     sampling defaults. Raises `CheckpointError` or `ConfigError` naming the file."""
     if not path.is_dir():
-        raise CheckpointError(f"{path}: no such model directory; it must hold config.json, tokenizer.json and *.safetensors")
+        reason = "is a file; give its directory" if path.exists() else "no such model directory"
+        download = f"; models are not downloaded, so get it first: hf download {path} --local-dir {path.name}" if _is_hub_name(path) else ""
+        raise CheckpointError(f"{path}: {reason}{download or '; it must hold config.json, tokenizer.json and *.safetensors'}")
     config = ModelConfig.from_file(path / "config.json")
     tokenizer = Tokenizer.from_dir(path)
     return ServedModel(
@@ -74,6 +76,11 @@ def load_served_model(
         defaults=sampling_defaults(path / "generation_config.json" if use_generation_config else None, overrides or {}),
         created=int(time.time()),
     )
+
+
+def _is_hub_name(path: Path) -> bool:
+    """Whether a path that is not there reads like `zai-org/GLM-4.5-Air`."""
+    return not path.is_absolute() and len(path.parts) == 2 and not path.parent.exists()
 
 
 def sampling_defaults(path: Path | None, overrides: dict[str, Any]) -> SamplingDefaults:

@@ -51,7 +51,7 @@ async def test_our_client_reads_the_same_turn_as_the_engine_delivers(live):
 @pytest.mark.parametrize(
     ("url", "model", "error", "words"),
     [
-        ("http://127.0.0.1:1/v1", None, EngineError, "cannot talk to"),
+        ("http://127.0.0.1:1/v1", None, EngineError, "cannot talk to .* is a server running there"),
         ("nonsense", None, EngineError, "cannot talk to"),
         (None, "gpt-9", RequestError, "404"),
     ],
