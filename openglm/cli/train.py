@@ -52,8 +52,11 @@ def _launch(workers: int) -> None:
     # Keep freed blocks: giving them back to the system costs 15 % of a step.
     memory = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
     command = [sys.executable, "-m", "openglm.cli.main", *sys.argv[1:]]
-    crew = [subprocess.Popen(command, env=os.environ | memory | meeting | {"RANK": str(rank)}) for rank in range(count)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # else the workers would outlive this process
+    crew: list[subprocess.Popen[bytes]] = []
     try:
+        for rank in range(count):
+            crew.append(subprocess.Popen(command, env=os.environ | memory | meeting | {"RANK": str(rank)}))
         running = set(crew)
         while running and not any(worker.returncode for worker in crew):
             for worker in list(running):
