@@ -10,7 +10,8 @@ LAUNCH = """
 import subprocess, sys
 import openglm.cli.train as train
 start = subprocess.Popen
-train.subprocess.Popen = lambda command, env: start([sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"])
+worker = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+train.subprocess.Popen = lambda command, env: start([sys.executable, "-c", worker])
 train._launch(1)
 """
 
