@@ -28,6 +28,10 @@ class RequestLimits:
     stop_string_chars: int = 256
     stop_token_ids: int = 128
     top_logprobs: int = 20
+    choices: int = 8
+    logit_biases: int = 300
+    bad_words: int = 128
+    bad_word_chars: int = 64
 
 
 @dataclass(frozen=True)

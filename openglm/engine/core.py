@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
+from openglm.engine.adjust import LogitAdjuster
 from openglm.engine.request import EngineOutput, FinishReason, GenerationRequest, RequestFailure, validate_request
 from openglm.engine.runner import Batch, Runner, Span
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow
@@ -31,6 +32,7 @@ from openglm.engine.sequence import Sequence
 from openglm.engine.speculation import MTPProposer, Proposer, Settled, longest_match
 from openglm.engine.stats import EngineStats, StepTimes
 from openglm.engine.stop import Detokenizer, StopChecker
+from openglm.engine.thinking import ThinkingTokens
 from openglm.errors import RequestError
 from openglm.model import GlmModel
 
@@ -62,8 +64,10 @@ class EngineCore:
         num_tokens: int | None = None,
         stop_ids: Seq[int] = (),
         detokenizer: Callable[[], Detokenizer] | None = None,
+        thinking: ThinkingTokens | None = None,
     ) -> None:
-        """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings."""
+        """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings;
+        `thinking` are the ids that thinking budgets need."""
         self.config = config
         self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = frozenset(stop_ids)
@@ -81,6 +85,7 @@ class EngineCore:
             )
         )
         self.runner = Runner(model, config)
+        self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         self.sampler = Sampler(self.num_tokens)
         self.proposer: Proposer | None = None
         if config.num_speculative_tokens:
@@ -109,12 +114,18 @@ class EngineCore:
             raise RequestError(f"a request with id {request.id!r} is running already", param="id")
         if params.stop and self._detokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this engine has none; use stop_token_ids", param="stop")
+        if params.thinking_budget is not None and self.adjuster.thinking is None:
+            raise RequestError("a thinking budget needs the ids of the reasoning tags, and this engine has none", param="thinking_budget")
         self._num_arrivals += 1
         seed = _derived_seed(self._seed, self._num_arrivals) if params.seed is None else params.seed
         sequence = Sequence(request, arrival=self._num_arrivals, max_model_len=self.config.max_model_len, seed=seed)
+        leader = self._live.get(request.follows) if request.follows is not None else None
+        sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
         self.scheduler.add(sequence)
         detokenizer = self._detokenizer() if params.stop and self._detokenizer is not None else None
-        self._live[request.id] = (sequence, StopChecker(params, self.stop_ids, detokenizer))
+        stop_checker = StopChecker(params, self.stop_ids, detokenizer)
+        self._live[request.id] = (sequence, stop_checker)
+        self.adjuster.add(sequence, stop_checker.stop_ids)
 
     def abort(self, request_id: str) -> EngineOutput | None:
         """End a request now and free its pages; None when it is not (or no longer) known."""
@@ -123,6 +134,14 @@ class EngineCore:
             return None
         self._remove(entry[0], "abort")
         return EngineOutput(request_id, [], finish_reason="abort", num_prompt_tokens=entry[0].num_prompt)
+
+    def stop_thinking(self, request_id: str) -> bool:
+        """Close a request's reasoning at its next token (as soon as it opens, if it has not); False when the request is not known."""
+        entry = self._live.get(request_id)
+        if entry is None:
+            return False
+        self.adjuster.stop_thinking(entry[0])
+        return True
 
     @torch.inference_mode()
     def step(self) -> list[EngineOutput]:
@@ -191,24 +210,32 @@ class EngineCore:
     def _choose(self, batch: Batch, logits: Tensor) -> list[Verdict]:
         """Sample every row in one go, then judge each sequence for itself; an error is that of one sequence."""
         spans = [span for span in batch.spans if span.num_logits]
-        rows = [_sampling_rows(span) for span in spans]
         try:
-            together = self.sampler.sample(logits, [row for group in rows for row in group])
+            together = self._sample(logits, spans)
         except Exception:
             logger.exception("sampling %d requests together failed; sampling each alone", len(spans))
             together = None
         verdicts = []
         end = 0
-        for span, own in zip(spans, rows, strict=True):
-            start, end = end, end + len(own)
+        for span in spans:
+            start, end = end, end + span.num_logits
             try:
-                chosen = self.sampler.sample(logits[start:end], own) if together is None else together[start:end]
+                chosen = self._sample(logits[start:end], [span]) if together is None else together[start:end]
                 verdicts.append(self._accept(span, chosen))
             except Exception as error:
                 logger.exception("choosing the next token of request %s failed", span.sequence.id)
                 failure = RequestFailure("internal", f"the next token could not be chosen ({type(error).__name__})")
                 verdicts.append(Verdict(span, finish_reason="error", failure=failure))
         return verdicts
+
+    def _sample(self, logits: Tensor, spans: Seq[Span]) -> list[Sampled]:
+        """One token for every row of these spans."""
+        adjusted = self._adjust(logits, spans)
+        return self.sampler.sample(logits, [row for span in spans for row in _sampling_rows(span)], adjusted)
+
+    def _adjust(self, logits: Tensor, spans: Seq[Span]) -> Tensor | None:
+        """The one place where logits are changed before sampling; None when they stay as they are."""
+        return self.adjuster.adjust(logits, [span.sequence for span in spans])
 
     def _accept(self, span: Span, chosen: list[Sampled]) -> Verdict:
         """Keep the tokens up to and including the first that differs from its draft, or that ends the request."""
@@ -218,6 +245,9 @@ class EngineCore:
         for row in chosen[: num_right + 1]:
             if not row.finite:
                 failure = RequestFailure("not_finite", "the model's output is not finite (NaN or infinity)")
+                return Verdict(span, finish_reason="error", failure=failure)
+            if not row.allowed:
+                failure = RequestFailure("invalid_request", "the request's bans leave no token to choose", "bad_words")
                 return Verdict(span, finish_reason="error", failure=failure)
             kept.append(row)
             stop = stop_checker.check(row.token)
@@ -291,6 +321,7 @@ class EngineCore:
         if reason == "error":
             self._quarantine(sequence)
         self.scheduler.finish(sequence)
+        self.adjuster.remove(sequence.id)
         del self._live[sequence.id]
         self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
 

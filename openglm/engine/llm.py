@@ -25,6 +25,7 @@ from openglm.engine.request import (
     RequestFailure,
     SamplingParams,
     TokenLogprobs,
+    siblings,
     validate_request,
 )
 from openglm.engine.stats import EngineStats
@@ -109,14 +110,17 @@ class LLM:
         prompts: Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        n: int = 1,
         use_tqdm: bool = False,
     ) -> list[GenerationResult]:
-        """Continue every prompt; results come in the order of the prompts.
+        """Continue every prompt `n` times; results come in the order of the prompts, those of one prompt side by side.
 
         `params` is one for all or one per prompt. A wrong prompt raises `RequestError` before anything runs; a request that fails
         while it runs has finish reason "error" and leaves the others alone. `use_tqdm` shows a progress bar.
         """
-        requests = self._requests(prompts, params)
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}")
+        requests = [sibling for request in self._requests(prompts, params) for sibling in siblings(request, n)]
         results = {request.id: GenerationResult() for request in requests}
         with _progress(len(requests)) if use_tqdm else nullcontext() as advance:
             try:

@@ -18,6 +18,7 @@ from openglm.config import ModelConfig, variant
 from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
 from openglm.engine.core import EngineCore
 from openglm.engine.request import GenerationRequest, SamplingParams
+from openglm.engine.thinking import ThinkingTokens
 from openglm.errors import CheckpointError, ConfigError
 from openglm.model import GlmModel
 from openglm.text.detokenizer import IncrementalDetokenizer
@@ -82,7 +83,14 @@ def core_of(model: GlmModel, config: ResolvedEngineConfig, tokenizer: Tokenizer,
         num_tokens=tokenizer.num_tokens,
         stop_ids=tokenizer.stop_ids if stop_ids is None else stop_ids,
         detokenizer=lambda: IncrementalDetokenizer(tokenizer, skip_special=False),
+        thinking=thinking_tokens(tokenizer),
     )
+
+
+def thinking_tokens(tokenizer: Tokenizer) -> ThinkingTokens:
+    """The ids that thinking budgets count and force."""
+    newline = tokenizer.encode_text("\n")
+    return ThinkingTokens(tokenizer.think, tokenizer.end_think, newline[0] if len(newline) == 1 else None, tokenizer.tool_call)
 
 
 def stop_ids(directory: Path, config: ModelConfig, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -157,7 +157,8 @@ class EngineProcess:
                     return
                 connection.requests.add(request.id)
                 try:
-                    core.add(msgspec.structs.replace(request, id=connection.inner_id(request.id)))
+                    follows = connection.inner_id(request.follows) if request.follows is not None else None
+                    core.add(msgspec.structs.replace(request, id=connection.inner_id(request.id), follows=follows))
                 except (RequestError, QueueFullError) as error:
                     self._finish(connection, EngineOutput(request.id, [], finish_reason="error", error=_failure(error)))
             case protocol.Abort(request_id):
@@ -165,6 +166,8 @@ class EngineProcess:
                 if output is not None:
                     output.request_id = request_id
                     self._finish(connection, output)
+            case protocol.StopThinking(request_id):
+                core.stop_thinking(connection.inner_id(request_id))
             case protocol.AskStats(query):
                 self._send(connection, protocol.Stats(query, core.stats()))
 

@@ -31,6 +31,12 @@ class Abort(msgspec.Struct, tag="abort", frozen=True):
     request_id: str
 
 
+class StopThinking(msgspec.Struct, tag="stop_thinking", frozen=True):
+    """Close the reasoning of a request of this connection; unknown requests are ignored."""
+
+    request_id: str
+
+
 class AskStats(msgspec.Struct, tag="ask_stats", frozen=True):
     """Answered by `Stats` with the same number."""
 
@@ -95,7 +101,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     message: str
 
 
-ToEngine = Submit | Abort | AskStats
+ToEngine = Submit | Abort | StopThinking | AskStats
 FromEngine = Phase | Ready | Failed | Outputs | Stats | Progress | Refused
 
 to_engine = msgspec.msgpack.Decoder(ToEngine)

@@ -21,6 +21,12 @@ MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
 MAX_TEMPERATURE = 2.0
+MAX_PENALTY = 2.0
+MIN_REPETITION_PENALTY = 0.001  # logits are divided by it; far below this the quotient would leave fp32
+MAX_LOGIT_BIASES = 300
+MAX_LOGIT_BIAS = 100.0
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD_TOKENS = 64
 GREEDY_BELOW = 1e-5  # temperatures below this are greedy: dividing logits by them would leave fp32
 
 
@@ -41,7 +47,24 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     ignore_eos: bool = False
     """Keep going over the model's own stop ids; `stop_token_ids` still end the request."""
     logprobs: int | None = None
-    """None: none. n: the chosen token's log probability and the n most likely alternatives at every position."""
+    """None: none. n: the chosen token's log probability and the n most likely alternatives at every position.
+
+    Always of the model's own distribution, before temperature, filters and all adjustments below (vLLM's "raw_logprobs").
+    """
+    frequency_penalty: float = 0.0
+    """Subtracted from a token's logit for every time it was generated."""
+    presence_penalty: float = 0.0
+    """Subtracted once from the logit of every token that was generated."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies other logits of tokens that the prompt or the output holds."""
+    logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
+    """Added to the logits of these ids."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that are never generated: the last token is banned where the ones before it were just generated."""
+    min_tokens: int = 0
+    """Neither stop ids nor stop strings end the request before this many tokens; stop ids are not chosen either."""
+    thinking_budget: int | None = None
+    """Tokens of reasoning at most; then a newline and `</think>` are forced (`openglm.engine.thinking`)."""
 
     def __post_init__(self) -> None:
         """Refuse what no model could honour, naming the parameter."""
@@ -64,6 +87,40 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         _count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
         for token in self.stop_token_ids:
             _whole("stop_token_ids", token, 0, None)
+        self._check_adjustments()
+
+    def _check_adjustments(self) -> None:
+        _real("frequency_penalty", self.frequency_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _real("presence_penalty", self.presence_penalty, -MAX_PENALTY, MAX_PENALTY)
+        _real("repetition_penalty", self.repetition_penalty, MIN_REPETITION_PENALTY, MAX_PENALTY)
+        _count("logit_bias", len(self.logit_bias), MAX_LOGIT_BIASES)
+        for token, bias in self.logit_bias.items():
+            _whole("logit_bias", token, 0, None)
+            _real("logit_bias", bias, -MAX_LOGIT_BIAS, MAX_LOGIT_BIAS)
+        _count("bad_words", len(self.bad_words), MAX_BAD_WORDS)
+        for sequence in self.bad_words:
+            if not isinstance(sequence, (tuple, list)) or not 1 <= len(sequence) <= MAX_BAD_WORD_TOKENS:
+                raise RequestError(f"every entry of bad_words must hold 1 to {MAX_BAD_WORD_TOKENS} token ids", param="bad_words")
+            for token in sequence:
+                _whole("bad_words", token, 0, None)
+        _whole("min_tokens", self.min_tokens, 0, None)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise RequestError(f"min_tokens must be at most max_tokens, which is {_shown(self.max_tokens)}", param="min_tokens")
+        if self.thinking_budget is not None:
+            _whole("thinking_budget", self.thinking_budget, 0, None)
+
+    @property
+    def adjusts_logits(self) -> bool:
+        """Whether tokens are chosen from anything but the model's own logits."""
+        return bool(
+            self.frequency_penalty
+            or self.presence_penalty
+            or self.repetition_penalty != 1.0
+            or self.logit_bias
+            or self.bad_words
+            or self.min_tokens
+            or self.thinking_budget is not None
+        )
 
     @property
     def greedy(self) -> bool:
@@ -77,6 +134,20 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     id: str
     prompt_ids: list[int]
     params: SamplingParams = msgspec.field(default_factory=SamplingParams)
+    follows: str | None = None
+    """Start only when the request with this id has its first token, to share the pages of its prompt; at once when it is over."""
+
+
+def siblings(request: GenerationRequest, count: int) -> list[GenerationRequest]:
+    """`count` requests for answers to one prompt, which is processed once. The first is `request`; a seed is counted up."""
+    made = [request]
+    for index in range(1, count):
+        seed = request.params.seed
+        params = request.params
+        if seed is not None:
+            params = msgspec.structs.replace(params, seed=(seed + index + 2**63) % 2**64 - 2**63)
+        made.append(GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id))
+    return made
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -143,9 +214,16 @@ def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_l
     if lowest < 0 or highest >= num_tokens:
         wrong = lowest if lowest < 0 else highest
         raise RequestError(f"the prompt holds token id {wrong}; ids run from 0 to {num_tokens - 1}", param="prompt")
-    for token in request.params.stop_token_ids:
-        if token >= num_tokens:
-            raise RequestError(f"stop_token_ids holds {token}; ids run from 0 to {num_tokens - 1}", param="stop_token_ids")
+    params = request.params
+    named = (
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", params.logit_bias),
+        ("bad_words", [token for sequence in params.bad_words for token in sequence]),
+    )
+    for name, ids in named:
+        highest = max(ids, default=0)
+        if highest >= num_tokens:
+            raise RequestError(f"{name} holds {_shown(highest)}; ids run from 0 to {num_tokens - 1}", param=name)
 
 
 def _whole(name: str, value: int, low: int | None, high: int | None) -> None:

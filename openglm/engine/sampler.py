@@ -8,7 +8,9 @@ Filters apply in the order temperature, top-k, top-p (of what top-k left), min-p
 that tie with the last one kept are kept too, so no result depends on how a sort breaks ties. A full-vocabulary sort happens only
 when the 256 most likely tokens do not hold top-p of the mass.
 
-Refuses to own: penalties and masks (they will change the logits before they come here), stopping.
+Log probabilities are of the model's own logits, whatever the token was chosen from. Refuses to own: how logits are adjusted
+(see `adjust`), stopping.
+
 Shape legend: N rows, V tokens that may be sampled (padding rows of the head are cut off).
 """
 
@@ -42,6 +44,8 @@ class Sampled(NamedTuple):
     token: int
     finite: bool
     logprobs: TokenLogprobs | None
+    allowed: bool = True
+    """False when the adjustments banned every token."""
 
 
 class Sampler:
@@ -50,20 +54,25 @@ class Sampler:
     def __init__(self, num_tokens: int) -> None:
         self.num_tokens = num_tokens
 
-    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[Sampled]:
-        """logits [N, >= V] fp32 -> one token per row."""
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow], adjusted: Tensor | None = None) -> list[Sampled]:
+        """logits [N, >= V] fp32 -> one token per row, chosen from `adjusted` [N, V] where that is given."""
         logits = logits[:, : self.num_tokens]
         highest, tokens = logits.max(-1)  # NaN wins a max, so `highest` tells about the whole row
+        source, allowed = logits, [True] * len(rows)
+        if adjusted is not None:
+            source = adjusted
+            best, tokens = source.max(-1)
+            allowed = best.isfinite().tolist()
         drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
         if len(drawn) == len(rows):
-            tokens = draw(logits, rows)
+            tokens = draw(source, rows)
         elif drawn:
             index = torch.tensor(drawn, device=logits.device)
-            tokens[index] = draw(logits[index], [rows[i] for i in drawn])
+            tokens[index] = draw(source[index], [rows[i] for i in drawn])
         chosen: list[int] = tokens.tolist()
         finite: list[bool] = highest.isfinite().tolist()
         logprobs = self._logprobs(logits, tokens, rows)
-        return [Sampled(token, ok, lp) for token, ok, lp in zip(chosen, finite, logprobs, strict=True)]
+        return [Sampled(*row) for row in zip(chosen, finite, logprobs, allowed, strict=True)]
 
     def _logprobs(self, logits: Tensor, tokens: Tensor, rows: Sequence[SamplingRow]) -> list[TokenLogprobs | None]:
         result: list[TokenLogprobs | None] = [None] * len(rows)

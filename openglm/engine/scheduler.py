@@ -100,10 +100,12 @@ class Scheduler:
                     break
                 if sequence.row >= 0:  # not preempted by an older one a moment ago
                     self._grant(sequence)
-        while self.waiting and self._budget > 0 and self._rows:
-            if not self._admit(self.waiting[0]):
+        while self._budget > 0 and self._rows:
+            candidate = next((s for s in self.waiting if not s.held), None)
+            if candidate is None or not self._admit(candidate):
                 break
-            self._grant(self.waiting.popleft())
+            self.waiting.remove(candidate)
+            self._grant(candidate)
         return list(self._plan.values())
 
     def publish(self, sequence: Sequence, valid: int) -> None:
@@ -120,6 +122,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Take a running or waiting sequence out for good and free its pages."""
+        sequence.ended = True
         if sequence.row >= 0:
             self._stop(sequence)
         else:

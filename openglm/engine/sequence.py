@@ -15,7 +15,8 @@ class Sequence:
     """Mutable state of one request; the scheduler and the engine core are its only writers."""
 
     __slots__ = (
-        "admission", "arrival", "computed", "drafts", "healthy", "id", "keys", "max_total", "num_accepted", "num_cached", "num_drafted",
+        "admission", "arrival", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached",
+        "num_drafted",
         "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "seed", "tokens",
     )  # fmt: skip
 
@@ -27,6 +28,8 @@ class Sequence:
         room = max_model_len - self.num_prompt
         self.max_total = self.num_prompt + (room if self.params.max_tokens is None else min(self.params.max_tokens, room))
         self.arrival = arrival
+        self.leader: Sequence | None = None  # the sequence whose prompt's pages this one waits for
+        self.ended = False
         self.seed = seed
         self.row = -1  # place in the runner's page table while running
         self.admission = 0  # differs every time the sequence (re)starts with other pages
@@ -50,6 +53,11 @@ class Sequence:
     def decoding(self) -> bool:
         """Whether only the newest token (and drafts) is left to process."""
         return self.computed == len(self.tokens) - 1
+
+    @property
+    def held(self) -> bool:
+        """Whether it must wait because another sequence still computes pages that both need."""
+        return self.leader is not None and not self.leader.ended and not self.leader.num_output
 
     @property
     def num_output(self) -> int:

@@ -61,16 +61,22 @@ class StopChecker:
 
     def __init__(self, params: SamplingParams, model_stop_ids: frozenset[int], detokenizer: Detokenizer | None) -> None:
         """`detokenizer` is needed only when the request has stop strings."""
-        self._stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else model_stop_ids)
+        self.stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else model_stop_ids)
         self._strings = StopStrings(params.stop) if params.stop else None
         self._detokenizer = detokenizer
+        self._min_tokens = params.min_tokens
+        self._num_tokens = 0
 
     def check(self, token: int) -> Stop | None:
         """The verdict after one more generated token."""
-        if token in self._stop_ids:
+        self._num_tokens += 1
+        if token in self.stop_ids:
             return Stop(token, keep_token=False)
         if self._strings is not None and self._detokenizer is not None:
-            self._strings.push(self._detokenizer.push([token]))
+            text = self._detokenizer.push([token])
+            if self._num_tokens <= self._min_tokens:  # text of these tokens is no part of a match, as in vLLM
+                return None
+            self._strings.push(text)
             if self._strings.matched is not None:
                 return Stop(self._strings.matched, keep_token=True)
         return None

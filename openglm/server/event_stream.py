@@ -9,7 +9,8 @@ is still an HTTP status.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Final, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -89,6 +90,32 @@ async def unless_client_leaves(work: Awaitable[Result], receive: Receive) -> Res
         if not task.done():
             task.cancel()
             await asyncio.wait((task,))
+
+
+async def interleave(streams: Sequence[AsyncGenerator[Result]]) -> AsyncGenerator[tuple[int, Result]]:
+    """What several streams yield, as it comes, with the number of its stream. They are begun in order; a failure of one, or leaving
+    early, closes all."""
+    if len(streams) == 1:
+        async with contextlib.aclosing(streams[0]) as only:
+            async for item in only:
+                yield 0, item
+        return
+    waiting: dict[asyncio.Future[Result], int] = {asyncio.ensure_future(anext(s)): i for i, s in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=waiting.__getitem__):
+                index = waiting.pop(task)
+                with contextlib.suppress(StopAsyncIteration):
+                    item = task.result()
+                    waiting[asyncio.ensure_future(anext(streams[index]))] = index
+                    yield index, item
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()
 
 
 async def _client_gone(receive: Receive) -> None:

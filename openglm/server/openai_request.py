@@ -2,11 +2,12 @@
 
 Rules of this dialect: a field of the wrong type is an error that names it; an unknown field is ignored; `null` means absent. A
 field that we know but cannot honour yet is refused when its value would change the answer, and accepted when it would not
-(`n: 1`, `presence_penalty: 0`), because clients send such defaults unasked.
+(`tool_choice: "auto"`), because clients send such defaults unasked.
 
 Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
-`chat_template_kwargs` (a closed set of keys), and Z.ai's `thinking: {"type": ...}`. Where several say whether to think, the most
-specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`.
+`repetition_penalty`, `min_tokens` (which holds off stop ids, not stop strings), `bad_words`, `thinking_budget` (vLLM's spelling:
+`thinking_token_budget`), `chat_template_kwargs` (a closed set of keys), and Z.ai's `thinking: {"type": ...}`. Where several say
+whether to think, the most specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class ChatBody(msgspec.Struct):
     presence_penalty: float | None = None
     repetition_penalty: float | None = None
     min_tokens: Int | None = None
-    logit_bias: dict[str, Any] | None = None
+    logit_bias: dict[str, float] | None = None
+    bad_words: list[str] | None = None
+    thinking_budget: Int | None = None
+    thinking_token_budget: Int | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
 
@@ -84,6 +88,7 @@ class ChatRequest:
     turn: TurnRequest
     stream: bool
     include_usage: bool
+    num_choices: int = 1
 
 
 def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:
@@ -101,12 +106,14 @@ def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingD
         params=_sampling(chat, defaults, limits),
         stop=_stop(chat, limits),
         parallel_tool_calls=chat.parallel_tool_calls is not False,
+        bad_words=_bad_words(chat, limits),
     )
     return ChatRequest(
         model=chat.model,
         turn=turn,
         stream=bool(chat.stream),
         include_usage=chat.stream_options is not None and bool(chat.stream_options.include_usage),
+        num_choices=_num_choices(chat, limits),
     )
 
 
@@ -130,7 +137,40 @@ def _sampling(chat: ChatBody, defaults: SamplingDefaults, limits: RequestLimits)
         stop_token_ids=tuple(dict.fromkeys(chat.stop_token_ids or ())),
         ignore_eos=bool(chat.ignore_eos),
         logprobs=(top_logprobs or 0) if chat.logprobs else None,
+        frequency_penalty=_or(chat.frequency_penalty, 0.0),
+        presence_penalty=_or(chat.presence_penalty, 0.0),
+        repetition_penalty=_or(chat.repetition_penalty, 1.0),
+        logit_bias=_logit_bias(chat, limits),
+        min_tokens=_or(chat.min_tokens, 0),
+        thinking_budget=_or(chat.thinking_budget, chat.thinking_token_budget),
     )
+
+
+def _num_choices(chat: ChatBody, limits: RequestLimits) -> int:
+    count = 1 if chat.n is None else chat.n
+    if not 1 <= count <= limits.choices:
+        raise RequestError(f"n must be between 1 and {limits.choices}", param="n")
+    return count
+
+
+def _logit_bias(chat: ChatBody, limits: RequestLimits) -> dict[int, float]:
+    entries = chat.logit_bias or {}
+    if len(entries) > limits.logit_biases:
+        raise RequestError(f"logit_bias holds {len(entries)} entries; at most {limits.logit_biases} are taken", param="logit_bias")
+    biases: dict[int, float] = {}
+    for key, bias in entries.items():
+        if not (key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS) or (token := int(key)) in biases:
+            raise RequestError("the keys of logit_bias must be different token ids in decimal digits", param="logit_bias")
+        biases[token] = bias
+    return biases
+
+
+def _bad_words(chat: ChatBody, limits: RequestLimits) -> tuple[str, ...]:
+    words = chat.bad_words or []
+    _limit("bad_words", words, limits.bad_words)
+    if any(not word.strip() or len(word) > limits.bad_word_chars for word in words):
+        raise RequestError(f"every one of bad_words must have 1 to {limits.bad_word_chars} characters, not all blank", param="bad_words")
+    return tuple(dict.fromkeys(words))
 
 
 def _stop(chat: ChatBody, limits: RequestLimits) -> tuple[str, ...]:
@@ -176,18 +216,8 @@ def _refuse_unsupported(chat: ChatBody) -> None:
         if choice != "required" and not isinstance(choice, dict):
             raise RequestError('tool_choice must be "none", "auto" or "required", or name a function', param="tool_choice")
         raise _unsupported("tool_choice", 'forcing a call is not supported yet; use "auto", or offer only the one tool')
-    neutral: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
-        ("n", chat.n, (None, 1)),
-        ("frequency_penalty", chat.frequency_penalty, (None, 0.0)),
-        ("presence_penalty", chat.presence_penalty, (None, 0.0)),
-        ("repetition_penalty", chat.repetition_penalty, (None, 1.0)),
-        ("min_tokens", chat.min_tokens, (None, 0)),
-        ("logit_bias", chat.logit_bias, (None, {})),
-        ("structured_outputs", chat.structured_outputs, (None, {})),
-    )
-    for name, value, harmless in neutral:
-        if value not in harmless:
-            raise _unsupported(name, f"is not supported yet; leave it out{f' or send {harmless[1]!r}' if harmless[1] != {} else ''}")
+    if chat.structured_outputs:
+        raise _unsupported("structured_outputs", "is not supported yet; leave it out")
     if chat.response_format is not None and chat.response_format.get("type") not in (None, "text"):
         raise _unsupported("response_format", 'only {"type": "text"} is supported yet; ask for JSON in the prompt')
 
@@ -205,4 +235,5 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+_MAX_ID_DIGITS: Final = 10
 _TEMPLATE_SWITCHES: Final = ("enable_thinking", "clear_thinking", "add_generation_prompt")

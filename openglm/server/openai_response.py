@@ -13,7 +13,7 @@ objects, with the draft counters of speculative decoding as extras.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ import msgspec
 from openglm.config.server import ReasoningField
 from openglm.engine.request import TokenLogprobs
 from openglm.server.refusal import Refusal
-from openglm.server.turn import TurnEnd, TurnStep, TurnUsage
+from openglm.server.turn import TurnEnd, TurnStep, TurnUsage, total_usage
 from openglm.text.messages import Message, ToolCall
 from openglm.text.openai_messages import message_to_openai
 from openglm.text.tokenizer import Tokenizer
@@ -43,31 +43,32 @@ class Answer:
 
 
 class ChatStream:
-    """Encodes one streamed answer; every method returns bytes ready for the socket."""
+    """Encodes one streamed answer of one or more choices; every method returns bytes ready for the socket."""
 
-    def __init__(self, answer: Answer, tokenizer: Tokenizer, *, include_usage: bool) -> None:
+    def __init__(self, answer: Answer, tokenizer: Tokenizer, *, include_usage: bool, num_choices: int = 1) -> None:
         self._answer = answer
         self._tokenizer = tokenizer
         self._include_usage = include_usage
-        self._logprobs: list[TokenLogprobs] = []
+        self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(num_choices)]
+        self._usages: list[TurnUsage | None] = [None] * num_choices
         usage = b',"usage":null' if include_usage else b""
         head = encode({"id": answer.id, "object": "chat.completion.chunk", "created": answer.created, "model": answer.model})
-        self._head = b"data: " + head[:-1] + b',"choices":[{"index":0,"delta":'
+        self._heads = [b'data: %b,"choices":[{"index":%d,"delta":' % (head[:-1], index) for index in range(num_choices)]
         self._tail = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
         self._usage_head = b"data: " + head[:-1] + b',"choices":[],"usage":'
         names = {"both": ("reasoning_content", "reasoning")}.get(answer.reasoning_field, (answer.reasoning_field,))
         self._reasoning_keys = [b'"' + name.encode() + b'":' for name in names]
 
     def start(self) -> bytes:
-        """The first chunk: who speaks."""
-        return self._chunk(b'{"role":"assistant","content":""}')
+        """The first chunk of every choice: who speaks."""
+        return b"".join([self._chunk(b'{"role":"assistant","content":""}', index) for index in range(len(self._heads))])
 
-    def step(self, step: TurnStep) -> bytes:
-        """The chunks of one step, with the closing chunks if it is the last."""
-        self._logprobs += step.logprobs
-        chunks = [self._chunk(delta) for event in step.events if (delta := self._delta(event))]
+    def step(self, step: TurnStep, index: int = 0) -> bytes:
+        """The chunks of one step of a choice, with its closing chunk if it is the last, and the answer's if that was the last of all."""
+        self._logprobs[index] += step.logprobs
+        chunks = [self._chunk(delta, index) for event in step.events if (delta := self._delta(event))]
         if step.end is not None:
-            chunks.append(self._end(step.end))
+            chunks.append(self._end(step.end, index))
         return b"".join(chunks)
 
     def error(self, refusal: Refusal) -> bytes:
@@ -89,45 +90,54 @@ class ChatStream:
             case ToolCallEnd():
                 return b""  # the wire has no sign for it; finish_reason says that calls came
 
-    def _chunk(self, delta: bytes) -> bytes:
-        if not self._logprobs:
-            return self._head + delta + self._tail
-        return self._head + delta + self._tail.replace(b"null", encode(self._take_logprobs()), 1)
+    def _chunk(self, delta: bytes, index: int) -> bytes:
+        if not self._logprobs[index]:
+            return self._heads[index] + delta + self._tail
+        return self._heads[index] + delta + self._tail.replace(b"null", encode(self._take_logprobs(index)), 1)
 
-    def _end(self, end: TurnEnd) -> bytes:
-        logprobs = encode(self._take_logprobs()) if self._logprobs else b"null"
+    def _end(self, end: TurnEnd, index: int) -> bytes:
+        logprobs = encode(self._take_logprobs(index)) if self._logprobs[index] else b"null"
         usage = b',"usage":null' if self._include_usage else b""
-        last = self._head + b'{},"logprobs":%b,"finish_reason":%b}]%b}\n\n' % (logprobs, encode(end.finish_reason), usage)
+        last = self._heads[index] + b'{},"logprobs":%b,"finish_reason":%b}]%b}\n\n' % (logprobs, encode(end.finish_reason), usage)
+        self._usages[index] = end.usage
+        usages = [each for each in self._usages if each is not None]
+        if len(usages) < len(self._usages):
+            return last
         if self._include_usage:
-            last += self._usage_head + encode(usage_object(end.usage)) + b"}\n\n"
+            last += self._usage_head + encode(usage_object(total_usage(usages))) + b"}\n\n"
         return last + DONE
 
-    def _take_logprobs(self) -> dict[str, Any]:
-        taken, self._logprobs = self._logprobs, []
+    def _take_logprobs(self, index: int) -> dict[str, Any]:
+        taken, self._logprobs[index] = self._logprobs[index], []
         return logprobs_object(taken, self._tokenizer)
 
 
-def chat_completion(answer: Answer, steps: Iterable[TurnStep], tokenizer: Tokenizer) -> bytes:
-    """The whole answer of a request without streaming; the last step must have an end."""
-    steps = list(steps)
-    end = steps[-1].end
-    assert end is not None
-    logprobs = [entry for step in steps for entry in step.logprobs]
-    message = message_from_events([event for step in steps for event in step.events])
-    choice = {
-        "index": 0,
-        "message": _message_object(message, answer.reasoning_field),
-        "logprobs": logprobs_object(logprobs, tokenizer) if logprobs else None,
-        "finish_reason": end.finish_reason,
-    }
+def chat_completion(answer: Answer, choices: Iterable[Sequence[TurnStep]], tokenizer: Tokenizer) -> bytes:
+    """The whole answer of a request without streaming, from the steps of each choice, whose last must have an end."""
+    made: list[dict[str, Any]] = []
+    usages: list[TurnUsage] = []
+    for index, steps in enumerate(choices):
+        end = steps[-1].end
+        assert end is not None
+        usages.append(end.usage)
+        logprobs = [entry for step in steps for entry in step.logprobs]
+        message = message_from_events([event for step in steps for event in step.events])
+        made.append(
+            {
+                "index": index,
+                "message": _message_object(message, answer.reasoning_field),
+                "logprobs": logprobs_object(logprobs, tokenizer) if logprobs else None,
+                "finish_reason": end.finish_reason,
+            }
+        )
     return encode(
         {
             "id": answer.id,
             "object": "chat.completion",
             "created": answer.created,
             "model": answer.model,
-            "choices": [choice],
-            "usage": usage_object(end.usage),
+            "choices": made,
+            "usage": usage_object(total_usage(usages)),
         }
     )
 

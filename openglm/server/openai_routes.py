@@ -12,13 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from openglm.server.event_stream import ClientGone, EventStream, unless_client_leaves
+from openglm.server.event_stream import ClientGone, EventStream, interleave, unless_client_leaves
 from openglm.server.http_body import read_json_body
 from openglm.server.openai_request import ChatRequest, read_chat_request
 from openglm.server.openai_response import Answer, ChatStream, chat_completion, encode, error_body
 from openglm.server.refusal import Refusal, refusal_of
 from openglm.server.service import LARGE_BODY, Service
-from openglm.server.turn import PreparedTurn, TurnStep
+from openglm.server.turn import PreparedTurn, TurnStep, choices
 
 STATUS_WAIT_S = 1.0
 """How long a stream waits for its first step before it commits to status 200: most failures are known by then."""
@@ -58,7 +58,7 @@ class ChatCompletions:
             service.check_model(chat.model)
             try:
                 turn = await unless_client_leaves(self._prepare(chat, len(body)), receive)
-                reply = await self._stream(chat, turn, receive) if chat.stream else await self._whole(turn, receive)
+                reply = await (self._stream if chat.stream else self._whole)(chat, turn, receive)
             except ClientGone:
                 raise ClientDisconnect from None
             await reply(scope, receive, send)
@@ -78,17 +78,24 @@ class ChatCompletions:
     def _answer(self, turn: PreparedTurn) -> Answer:
         return Answer(f"chatcmpl-{turn.id}", int(time.time()), self._service.model.name, self._service.config.reasoning_field)
 
-    async def _whole(self, turn: PreparedTurn, receive: Receive) -> Response:
-        async def collect() -> list[TurnStep]:
-            async with contextlib.aclosing(self._service.run(turn)) as steps:
-                return [step async for step in steps]
+    async def _whole(self, chat: ChatRequest, turn: PreparedTurn, receive: Receive) -> Response:
+        async def collect() -> list[list[TurnStep]]:
+            collected: list[list[TurnStep]] = [[] for _ in range(chat.num_choices)]
+            async with contextlib.aclosing(self._run(chat, turn)) as steps:
+                async for index, step in steps:
+                    collected[index].append(step)
+            return collected
 
-        steps = await unless_client_leaves(collect(), receive)
-        return JSONReply(chat_completion(self._answer(turn), steps, self._service.model.tokenizer))
+        collected = await unless_client_leaves(collect(), receive)
+        return JSONReply(chat_completion(self._answer(turn), collected, self._service.model.tokenizer))
+
+    def _run(self, chat: ChatRequest, turn: PreparedTurn) -> AsyncGenerator[tuple[int, TurnStep]]:
+        """Every choice's steps, each with the number of its choice."""
+        return interleave([self._service.run(choice) for choice in choices(turn, chat.num_choices)])
 
     async def _stream(self, chat: ChatRequest, turn: PreparedTurn, receive: Receive) -> EventStream:
-        wire = ChatStream(self._answer(turn), self._service.model.tokenizer, include_usage=chat.include_usage)
-        steps = self._service.run(turn)
+        wire = ChatStream(self._answer(turn), self._service.model.tokenizer, include_usage=chat.include_usage, num_choices=chat.num_choices)
+        steps = self._run(chat, turn)
         first = asyncio.ensure_future(anext(steps))
         try:
             await unless_client_leaves(asyncio.wait((first,), timeout=STATUS_WAIT_S), receive)
@@ -103,12 +110,15 @@ class ChatCompletions:
         return EventStream(wire.start(), chunks, keep_alive_s=self._service.config.keep_alive_s)
 
 
-async def _chunks(wire: ChatStream, first: asyncio.Future[TurnStep], steps: AsyncGenerator[TurnStep]) -> AsyncGenerator[bytes]:
+async def _chunks(
+    wire: ChatStream, first: asyncio.Future[tuple[int, TurnStep]], steps: AsyncGenerator[tuple[int, TurnStep]]
+) -> AsyncGenerator[bytes]:
     """The wire form of a running turn. A failure in the middle becomes an error event, and the stream ends properly."""
     try:
-        yield wire.step(await first)
-        async for step in steps:
-            yield wire.step(step)
+        index, step = await first
+        yield wire.step(step, index)
+        async for index, step in steps:
+            yield wire.step(step, index)
     except Exception as error:
         yield wire.error(refusal_of(error))
     finally:

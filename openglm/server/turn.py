@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 import msgspec
 
-from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs
+from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
 from openglm.engine.stop import StopStrings
 from openglm.errors import ContextLengthError, EngineError, QueueFullError
 from openglm.server.served_model import ServedModel
+from openglm.text.bad_words import bad_word_ids
 from openglm.text.detokenizer import IncrementalDetokenizer
 from openglm.text.messages import Conversation
 from openglm.text.template import StartState
@@ -44,6 +45,7 @@ class TurnRequest:
     params: SamplingParams
     stop: tuple[str, ...] = ()
     parallel_tool_calls: bool = True
+    bad_words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class PreparedTurn:
     start: StartState
     params: SamplingParams
     id: str = field(default_factory=lambda: secrets.token_hex(12))
+    follows: str | None = None
+    """The turn whose prompt this one shares."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,19 @@ class TurnUsage:
     reasoning_tokens: int
     draft_tokens: int
     accepted_draft_tokens: int
+
+
+def total_usage(usages: Iterable[TurnUsage]) -> TurnUsage:
+    """Of several answers to one prompt: the prompt counts once, as it is for the first of them."""
+    first, *others = usages
+    everyone = (first, *others)
+    return replace(
+        first,
+        completion_tokens=sum(usage.completion_tokens for usage in everyone),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in everyone),
+        draft_tokens=sum(usage.draft_tokens for usage in everyone),
+        accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in everyone),
+    )
 
 
 @dataclass(frozen=True)
@@ -120,13 +137,21 @@ def prepare(request: TurnRequest, model: ServedModel) -> PreparedTurn:
         )
     wanted = request.params.max_tokens
     params = msgspec.structs.replace(request.params, max_tokens=room if wanted is None else min(wanted, room))
+    if request.bad_words:
+        params = msgspec.structs.replace(params, bad_words=bad_word_ids(request.bad_words, model.tokenizer))
     return PreparedTurn(request, prompt_ids, start, params)
+
+
+def choices(turn: PreparedTurn, count: int) -> tuple[PreparedTurn, ...]:
+    """`count` turns from one prompt, the first of which is `turn`; run them in this order."""
+    requests = siblings(GenerationRequest(turn.id, turn.prompt_ids, turn.params), count)
+    return (turn, *(replace(turn, id=request.id, params=request.params, follows=turn.id) for request in requests[1:]))
 
 
 async def run(turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer) -> AsyncGenerator[TurnStep]:
     """Generate the turn. Raises the typed error the engine failed with; leaving early aborts the engine's request."""
     reader = _TurnReader(turn, tokenizer)
-    async with contextlib.aclosing(engine.generate(GenerationRequest(turn.id, turn.prompt_ids, turn.params))) as outputs:
+    async with contextlib.aclosing(engine.generate(_engine_request(turn))) as outputs:
         async for output in outputs:
             if output.finish_reason == "error":
                 raise _failure(output)
@@ -136,6 +161,10 @@ async def run(turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer) -> Async
                 if step.end is not None:
                     return
     raise EngineError("the engine's output ended without a finish reason")
+
+
+def _engine_request(turn: PreparedTurn) -> GenerationRequest:
+    return GenerationRequest(turn.id, turn.prompt_ids, turn.params, turn.follows)
 
 
 class _TurnReader:

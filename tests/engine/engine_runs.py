@@ -26,11 +26,12 @@ def make_core(
     num_tokens: int | None = None,
     stop_ids: Sequence[int] = (),
     detokenizer=None,
+    thinking=None,
     **settings,
 ) -> EngineCore:
     settings = {"max_model_len": 512, "seed": 0, "deterministic": True, **settings}
     config, _ = resolve(EngineConfig(dtype=dtype, **settings), variant(name), MACHINE)
-    return EngineCore(tiny_model(name, dtype), config, num_tokens=num_tokens, stop_ids=stop_ids, detokenizer=detokenizer)
+    return EngineCore(tiny_model(name, dtype), config, num_tokens=num_tokens, stop_ids=stop_ids, detokenizer=detokenizer, thinking=thinking)
 
 
 def drain(core: EngineCore) -> dict[str, list[EngineOutput]]:

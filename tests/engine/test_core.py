@@ -140,10 +140,10 @@ def test_an_exception_for_one_request_of_a_batch_leaves_the_others_alone(where, 
     if where == "sampler":
         sample = core.sampler.sample
 
-        def failing(logits, rows):
+        def failing(logits, rows, adjusted=None):
             if any(row.seed == 5 and row.position == len(prompts[5]) + 3 for row in rows):
                 raise FloatingPointError("injected")
-            return sample(logits, rows)
+            return sample(logits, rows, adjusted)
 
         monkeypatch.setattr(core.sampler, "sample", failing)
     for i, (prompt, own) in enumerate(zip(prompts, params, strict=True)):

@@ -25,6 +25,13 @@ BAD = {
     "logprobs": [-1, 21],
     "stop": [("",), ("x" * 257,), ("a",) * 17, (1,)],
     "stop_token_ids": [(-1,), (1,) * 129, ("1",)],
+    "frequency_penalty": [-2.01, 2.01, math.nan, True, "1", 1e308],
+    "presence_penalty": [-2.01, 2.01, math.inf],
+    "repetition_penalty": [0, -1, 2.01, 1e-40, math.nan],
+    "logit_bias": [{-1: 1.0}, {1: 100.1}, {1: math.nan}, {1: True}, {"1": 1.0}, dict.fromkeys(range(301), 1.0)],
+    "bad_words": [((),), ((1,) * 65,), ((-1,),), (("a",),), (1,), ((1,),) * 257],
+    "min_tokens": [-1, 1.0, True],
+    "thinking_budget": [-1, 2.5, False],
 }
 GOOD = {
     "max_tokens": [1, 2**40],
@@ -36,6 +43,13 @@ GOOD = {
     "logprobs": [0, 20],
     "stop": [("x" * 256,) * 16],
     "stop_token_ids": [(0,) * 128],
+    "frequency_penalty": [-2, 2.0],
+    "presence_penalty": [-2, 2.0],
+    "repetition_penalty": [0.001, 2],
+    "logit_bias": [dict.fromkeys(range(300), -100.0), {0: 100}],
+    "bad_words": [((1,) * 64,) * 256, ([1, 2],)],
+    "min_tokens": [0, 2**31],
+    "thinking_budget": [0, 2**31],
 }
 
 
@@ -64,6 +78,8 @@ def test_values_at_the_edge_are_taken(name, value):
         ([100], SamplingParams(), RequestError, "prompt"),
         ([1] * 16, SamplingParams(), ContextLengthError, "messages"),
         ([1], SamplingParams(stop_token_ids=(100,)), RequestError, "stop_token_ids"),
+        ([1], SamplingParams(logit_bias={5: 1.0, 10**30: 1.0}), RequestError, "logit_bias"),
+        ([1], SamplingParams(bad_words=((1, 2), (3, 100))), RequestError, "bad_words"),
     ],
 )
 def test_requests_that_the_model_cannot_run_are_refused(prompt, params, error, param):
@@ -76,8 +92,20 @@ def test_a_prompt_that_leaves_room_for_one_token_is_taken():
     validate_request(GenerationRequest("r", [1] * 15), num_tokens=100, max_model_len=16)
 
 
+def test_more_tokens_at_least_than_at_most_are_refused():
+    SamplingParams(min_tokens=4, max_tokens=4)
+    with pytest.raises(RequestError) as caught:
+        SamplingParams(min_tokens=5, max_tokens=4)
+    assert caught.value.param == "min_tokens"
+
+
+ADJUSTED = {"logit_bias": {7: -1.5}, "bad_words": ((1, 2), (3,)), "min_tokens": 2, "thinking_budget": 0}
+
+
 def test_structs_survive_msgpack():
-    request = GenerationRequest("r", [1, 2], SamplingParams(temperature=0.5, stop=("a", "b"), stop_token_ids=(3,), logprobs=2, seed=-5))
+    request = GenerationRequest(
+        "r", [1, 2], SamplingParams(temperature=0.5, stop=("a", "b"), stop_token_ids=(3,), logprobs=2, seed=-5, **ADJUSTED)
+    )
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(request), type=GenerationRequest) == request
     output = EngineOutput("r", [1], [TokenLogprobs(1, -0.5, ((1, -0.5), (2, -1.0)))], "error", 7, error=RequestFailure("internal", "m"))
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(output), type=EngineOutput) == output

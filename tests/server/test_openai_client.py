@@ -1,9 +1,13 @@
 """The real `openai` package against the real server. The scripted checkpoint thinks, says "Moment🙂" and calls get_weather."""
 
+import asyncio
 import json
+from contextlib import aclosing
 
 import openai
 import pytest
+
+from openglm.engine.request import GenerationRequest, SamplingParams
 
 TOOL = {
     "type": "function",
@@ -118,7 +122,9 @@ def test_the_same_prompt_again_is_cached(client):
     [
         ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found", "model"),
         ({"temperature": 9}, openai.BadRequestError, "invalid_request", "temperature"),
-        ({"n": 2}, openai.BadRequestError, "unsupported_parameter", "n"),
+        ({"n": 9}, openai.BadRequestError, "invalid_request", "n"),
+        ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "invalid_request", "logit_bias"),
+        ({"extra_body": {"min_tokens": 5000}}, openai.BadRequestError, "invalid_request", "min_tokens"),
         ({"tool_choice": "required", "tools": [TOOL]}, openai.BadRequestError, "unsupported_parameter", "tool_choice"),
         ({"messages": [{"role": "user", "content": "x " * 9999}]}, openai.BadRequestError, "context_length_exceeded", "messages"),
     ],
@@ -130,9 +136,62 @@ def test_errors_are_typed(client, fields, error, code, param):
     assert caught.value.request_id
 
 
-async def test_many_streams_at_once_end_properly(live):
-    import asyncio
+def test_a_thinking_budget_cuts_the_reasoning_and_the_answer_follows(client):
+    for budget, reasoning in [(0, ""), (2, "Ilook"), (100, "Ilookitup")]:
+        answer = client.chat.completions.create(model="scripted", messages=ASK, tools=[TOOL], extra_body={"thinking_budget": budget})
+        message = answer.choices[0].message
+        assert ((message.reasoning_content or "").strip(), message.content) == (reasoning, "Moment🙂")
+        assert message.tool_calls
+        assert answer.usage.completion_tokens_details.reasoning_tokens == min(budget + 3, 6)
 
+
+def test_thinking_can_be_stopped_from_outside_while_a_request_runs(live):
+    tokenizer = live.service.model.tokenizer
+    closed = [tokenizer.think, *tokenizer.encode_text("\n"), tokenizer.end_think]
+
+    async def stopped() -> bool:
+        await live.client.stop_thinking("unknown")
+        outputs = live.client.generate(GenerationRequest("endless", [tokenizer.assistant], SamplingParams(ignore_eos=True, temperature=0)))
+        ids = []
+        async with aclosing(outputs):
+            async for output in outputs:  # the script begins again and again
+                if not ids:
+                    await live.client.stop_thinking("endless")
+                ids += output.token_ids
+                if any(ids[i : i + 3] == closed for i in range(len(ids))):
+                    return True
+        return False
+
+    assert asyncio.run_coroutine_threadsafe(stopped(), live.loop).result(60)
+
+
+def test_bias_and_bad_words_steer_the_answer(client, live):
+    (look,) = live.service.model.tokenizer.encode_text("look")
+    answer = client.chat.completions.create(model="scripted", messages=ASK, logit_bias={str(look): -100}, max_tokens=5, temperature=0)
+    assert "look" not in (answer.choices[0].message.reasoning_content or "")
+    words = {"bad_words": ["look"]}
+    answer = client.chat.completions.create(model="scripted", messages=ASK, extra_body=words, max_tokens=5, temperature=0)
+    assert "look" not in (answer.choices[0].message.reasoning_content or "")
+
+
+def test_several_choices_share_the_prompt(client):
+    ask = [{"role": "user", "content": "Another long question, asked once. " * 20}]
+    whole = client.chat.completions.create(model="scripted", messages=ask, n=3, tools=[TOOL])
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert [choice.message.content for choice in whole.choices] == ["Moment🙂"] * 3
+    assert whole.usage.completion_tokens == 66
+    text, ends, usages = ["", "", ""], [], []
+    options = {"include_usage": True}
+    for chunk in client.chat.completions.create(model="scripted", messages=ask, n=3, stream=True, tools=[TOOL], stream_options=options):
+        usages += [chunk.usage] if chunk.usage else []
+        for choice in chunk.choices:
+            text[choice.index] += choice.delta.content or ""
+            ends += [choice.finish_reason] if choice.finish_reason else []
+    assert (text, ends) == (["Moment🙂"] * 3, ["tool_calls"] * 3)
+    assert [(u.prompt_tokens, u.completion_tokens) for u in usages] == [(whole.usage.prompt_tokens, 66)]
+
+
+async def test_many_streams_at_once_end_properly(live):
     async with openai.AsyncOpenAI(base_url=live.url, api_key="unused", max_retries=0) as client:
 
         async def one(number):

@@ -61,14 +61,28 @@ def read(default_thinking=True, defaults=None, **fields):
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
-        ({"n": 2}, "n"),
+        ({"n": 9}, "n"),
         ({"n": 0}, "n"),
+        ({"n": 1.0}, "n"),
         ({"n": 5_000_000}, "n"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": -1}, "presence_penalty"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"min_tokens": 5}, "min_tokens"),
-        ({"logit_bias": {"5": 100}}, "logit_bias"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"presence_penalty": -3}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"5": 1, "05": 1}}, "logit_bias"),
+        ({"logit_bias": {"²": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias"),
+        ({"bad_words": "word"}, "bad_words"),
+        ({"bad_words": [" "]}, "bad_words"),
+        ({"bad_words": ["x" * 65]}, "bad_words"),
+        ({"bad_words": ["x"] * 129}, "bad_words"),
+        ({"thinking_budget": -1}, "thinking_budget"),
+        ({"thinking_token_budget": 1.5}, "thinking_token_budget"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"tools": {}}, "tools"),
@@ -107,16 +121,34 @@ def test_null_means_absent_and_unknown_fields_are_ignored():
     names = """
         model tools tool_choice stream stream_options max_tokens max_completion_tokens temperature top_p top_k min_p seed stop
         stop_token_ids logprobs top_logprobs chat_template_kwargs thinking reasoning_effort n frequency_penalty logit_bias
-        response_format do_sample parallel_tool_calls ignore_eos
+        response_format do_sample parallel_tool_calls ignore_eos presence_penalty repetition_penalty min_tokens bad_words
+        thinking_budget thinking_token_budget structured_outputs
     """
     fields = dict.fromkeys(names.split())
     assert read(**fields, user="me", metadata={"a": [1]}, store=True, watermark_enabled=0).turn == read().turn
 
 
 def test_harmless_values_of_unsupported_fields_are_accepted():
-    read(
-        n=1, frequency_penalty=0, presence_penalty=0.0, repetition_penalty=1, min_tokens=0, logit_bias={}, response_format={"type": "text"}
+    read(structured_outputs={}, response_format={"type": "text"}, tool_choice="auto")
+
+
+def test_adjustments_reach_the_engine():
+    chat = read(
+        n=3,
+        frequency_penalty=0.5,
+        presence_penalty=-1,
+        repetition_penalty=1.1,
+        min_tokens=2,
+        logit_bias={"5": -100, "7": 0.5},
+        thinking_token_budget=9,
+        bad_words=["no", "no", "never"],
     )
+    params = chat.turn.params
+    assert (params.frequency_penalty, params.presence_penalty, params.repetition_penalty) == (0.5, -1, 1.1)
+    assert (params.min_tokens, params.logit_bias, params.thinking_budget) == (2, {5: -100, 7: 0.5}, 9)
+    assert (chat.num_choices, chat.turn.bad_words) == (3, ("no", "never"))
+    assert read(thinking_budget=0, thinking_token_budget=9).turn.params.thinking_budget == 0
+    assert not read(n=1, frequency_penalty=0, repetition_penalty=1, min_tokens=0, logit_bias={}).turn.params.adjusts_logits
 
 
 def test_defaults_come_from_the_model_and_requests_override_them():

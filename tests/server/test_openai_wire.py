@@ -151,6 +151,42 @@ async def test_the_reasoning_field_can_be_chosen(field, keys):
     assert {key: message[key] for key in message if key.startswith("reasoning")} == dict.fromkeys(keys, "hm")
 
 
+async def test_choices_are_told_apart_by_index_and_end_together():
+    engine = CannedEngine(THINK + SAY)
+    wanted = {"n": 2, "seed": 5, "stream_options": {"include_usage": True}}
+    events = normalised(events_of(await post(engine, stream=True, **wanted)))
+    *chunks, last = events
+    for index in (0, 1):
+        own = [event["choices"][0] for event in chunks if event["choices"][0]["index"] == index]
+        expected = [{"role": "assistant", "content": ""}, {"reasoning_content": "hm"}, {"content": "He"}, {"content": "llo"}, {}]
+        assert [choice["delta"] for choice in own] == expected
+        assert [choice["finish_reason"] for choice in own] == [None] * 4 + ["stop"]
+    first, second = engine.requests
+    assert (second.id, second.follows, second.params.seed) == (f"{first.id}.1", first.id, 6)
+    whole = normalised((await post(CannedEngine(THINK + SAY), **wanted)).json())
+    assert [(choice["index"], choice["message"]["content"]) for choice in whole["choices"]] == [(0, "Hello"), (1, "Hello")]
+    assert whole["usage"] == last["usage"]
+    single = (await post(CannedEngine(THINK + SAY))).json()["usage"]
+    assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (
+        single["prompt_tokens"],
+        2 * single["completion_tokens"],
+    )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_failing_choice_ends_all(stream):
+    class SecondFails(CannedEngine):
+        def generate(self, request):
+            if self.requests:
+                raise QueueFullError("full")
+            return super().generate(request)
+
+    engine = SecondFails(THINK + SAY, ending=None)
+    response = await post(engine, n=3, stream=stream)
+    assert response.status_code == 503 or "queue_full" in response.text
+    assert engine.aborted == [engine.requests[0].id]
+
+
 class WithLogprobs(CannedEngine):
     """Reports a log probability for every token."""
 
