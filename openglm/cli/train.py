@@ -82,8 +82,15 @@ def _train(out: Path, resume: bool, steps: int, tokens_per_step: int, learning_r
     torch.set_num_threads(1)
     config = TrainConfig(num_steps=steps, tokens_per_step=tokens_per_step, learning_rate=learning_rate, seed=seed)
     crew = Workers.join(rank, count)
+    launcher = os.getppid()
     with TrainingProgress(config.num_steps) as progress:
-        model = train_nano(out, config, workers=crew, resume=resume, report=progress.show)
+
+        def report(line: dict[str, float]) -> None:
+            if os.getppid() != launcher:  # it was killed; a worker must not go on unseen
+                raise SystemExit("the command that started this worker has ended; continue with --resume")
+            progress.show(line)
+
+        model = train_nano(out, config, workers=crew, resume=resume, report=report)
     crew.leave()
     if crew.is_first:
         typer.echo(f"The model is in {model}. Try it: glm chat {model}")

@@ -7,12 +7,15 @@ Started again in the same folder with `resume`, it goes on from the last saved s
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -57,6 +60,7 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.seconds = 0.0
+        self._lock: int | None = None  # descriptor of the folder's lock file, held as long as the run lives
 
     @classmethod
     def open(
@@ -75,14 +79,16 @@ class Trainer:
         started = (folder / STATE_FILE).exists()
         if started and not resume:
             raise DataError(f"{folder} already holds a run; add --resume to continue it, or choose another folder")
-        if started and json.loads(record.read_text("utf-8")) != json.loads(json.dumps(settings)):
-            raise DataError(f"{record} describes a run with other settings; resume with those, or choose another folder")
+        if started:
+            _refuse_other_settings(record, settings)
         trainer = cls(folder, architecture, config, tokenizer, workers)
+        if workers.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            trainer._lock = _lock(folder)
         if started:
             progress = load_state(folder, trainer.model, trainer.optimizers)
             trainer.step, trainer.tokens, trainer.seconds = int(progress["step"]), int(progress["tokens"]), progress["seconds"]
         if workers.is_first:
-            folder.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
             _truncate_log(folder / "log.jsonl", trainer.step)
         return trainer
@@ -109,6 +115,12 @@ class Trainer:
                 report(line)
             if finished or self.step % self.config.save_every == 0:
                 self.save()
+
+    def close(self) -> None:
+        """Leave the folder to others."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def save(self) -> None:
         """Make the present step the one a resumed run starts from."""
@@ -162,6 +174,36 @@ class Trainer:
                 if step + 1 < self.config.num_steps:
                     coming = pool.submit(training_batch, self.tokenizer, self.config, step + 1, self.workers)
                 yield batch
+
+
+def _lock(folder: Path) -> int:
+    """Take the folder for this process; the system frees it when the process ends, however it ends."""
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_WRONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise DataError(f"{folder}: another process trains in this folder; wait for it, or choose another folder") from None
+    return lock
+
+
+def _refuse_other_settings(record: Path, settings: dict[str, Any]) -> None:
+    """Raise `DataError` naming every setting in which the run of `record` differs."""
+    try:
+        former = json.loads(record.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{record}: cannot be read as JSON: {error}") from None
+    present = json.loads(json.dumps(settings))
+    differences = [
+        f"{part}.{key}: {former.get(part, {}).get(key)} there, {value} here"
+        for part, values in present.items()
+        for key, value in values.items()
+        if former.get(part, {}).get(key) != value
+    ]
+    if differences:
+        raise DataError(
+            f"{record} describes a run with other settings ({'; '.join(differences)}); resume with those, or choose another folder"
+        )
 
 
 def _truncate_log(path: Path, step: int) -> None:

@@ -30,7 +30,11 @@ def save_state(path: Path, model: GlmModel, optimizers: Sequence[torch.optim.Opt
             for key, value in entries.items():
                 tensors[f"optimizer.{o}.{index}.{key}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     temporary = path / f"{STATE_FILE}.part"
-    save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"progress": json.dumps(progress)})
+    try:
+        save_file({name: t.contiguous() for name, t in tensors.items()}, temporary, metadata={"progress": json.dumps(progress)})
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{temporary}: cannot be written, the state saved before is untouched: {error}") from None
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path / STATE_FILE)

@@ -40,6 +40,7 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path, architecture, tokeni
     first = open_run(tmp_path / "parts", architecture, tokenizer)
     with pytest.raises(Killed):
         first.run(die_at_five)
+    first.close()
     second = open_run(tmp_path / "parts", architecture, tokenizer, resume=True)
     assert second.step == 3
     second.run(lambda line: None)
@@ -70,7 +71,10 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, architecture, tokenize
     trainer.save()
     with pytest.raises(DataError, match="--resume"):
         open_run(tmp_path, architecture, tokenizer)
-    with pytest.raises(DataError, match="other settings"):
+    with pytest.raises(DataError, match="another process"):
+        open_run(tmp_path, architecture, tokenizer, resume=True)
+    trainer.close()
+    with pytest.raises(DataError, match=r"train\.seed: 3 there, 4 here"):
         open_run(tmp_path, architecture, tokenizer, replace(CONFIG, seed=4), resume=True)
     (tmp_path / "state.safetensors").write_bytes(b"garbage")
     with pytest.raises(DataError, match=r"state\.safetensors"):
@@ -78,7 +82,7 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, architecture, tokenize
 
 
 def test_learning_rate_warms_up_and_ends_at_its_floor():
-    config = TrainConfig(num_steps=1000, warmup_steps=10, learning_rate=1.0)
+    config = TrainConfig(num_steps=1000, warmup_steps=10, learning_rate=1.0, final_lr_ratio=0.1)
     rates = [learning_rate(config, step) for step in range(1001)]
     assert rates[0] == 0.1 and rates[9] == 1.0 and max(rates) == 1.0
     assert rates[1000] == pytest.approx(0.1)
@@ -143,6 +147,7 @@ def test_two_workers_train_like_one(tmp_path, architecture, tokenizer):
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     both = open_run(tmp_path / "run", architecture, tokenizer, config, resume=True)
+    both.close()
     logs = [json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[-1]) for run in ("single", "run")]
     assert logs[0]["tokens"] == logs[1]["tokens"]
     assert logs[0]["loss"] == pytest.approx(logs[1]["loss"], abs=2e-3)
