@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from openglm.cli.report_file import writable
+
 
 def command(
     what: Annotated[str, typer.Argument(help="What to measure: server.")] = "server",
@@ -15,7 +17,7 @@ def command(
     streams: Annotated[int, typer.Option(min=1, help="Streams of the measurement with company.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 5,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 128,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from openglm.cli.report_file import writable
+
 
 def command(
     suite: Annotated[str, typer.Argument(help="What to ask. `nano` are the tasks of the embedded model.")] = "nano",
@@ -14,8 +16,8 @@ def command(
     per_task: Annotated[int, typer.Option(min=1, help="Questions per task.")] = 200,
     task: Annotated[list[str] | None, typer.Option(help="Only this task; may be repeated.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the questions.")] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report as JSON.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write the report as Markdown.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Write the report as JSON.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", callback=writable, help="Write the report as Markdown.")] = None,
     strict: Annotated[bool, typer.Option(help="Exit with code 1 if a target is missed.")] = False,
 ) -> None:
     """Ask a model questions it has never seen and count the right answers.
