@@ -16,6 +16,7 @@ from openglm.synth.values import Language
 from openglm.text.template import render
 
 CHINESE_SHARE = 0.35
+_TRAINING_CHINESE_SHARE = 0.5  # the harder language for so small a model: more characters, fewer words
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def generate(task: str, rng: random.Random, split: Split, *, language: Language 
     """One episode of `task`; two of three are English where the language is not given."""
     if task not in TASKS:
         raise DataError(f"no task is called {task!r}; there are: {', '.join(TASKS)}")
-    return TASKS[task].make(rng, split, language or ("zh" if rng.random() < CHINESE_SHARE else "en"))
+    share = _TRAINING_CHINESE_SHARE if split == "train" else CHINESE_SHARE
+    return TASKS[task].make(rng, split, language or ("zh" if rng.random() < share else "en"))
 
 
 def mixture(progress: float) -> dict[str, float]:

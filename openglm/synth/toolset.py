@@ -18,6 +18,8 @@ from openglm.synth.split import Split
 from openglm.synth.values import KINDS, Kind, Language, Value, draw, kind_of
 from openglm.text.messages import JSON, Tool, ToolCall
 
+_INVENTED_HAN_SHARE = 0.6  # of Chinese words in training: the lists are short, and their characters are learned by heart
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -117,7 +119,8 @@ def draw_noun(rng: random.Random, split: Split) -> Noun:
     if rng.random() < (0.5 if split == "train" else 0.35):
         word = invented_word(rng, split)
         return Noun(word, invented_han(rng) if split == "train" and rng.random() < 0.4 else word)
-    return rng.choice(WORDS[split].nouns)
+    noun = rng.choice(WORDS[split].nouns)
+    return Noun(noun.en, invented_han(rng)) if split == "train" and rng.random() < _INVENTED_HAN_SHARE else noun
 
 
 def compose_request(rng: random.Random, split: Split, language: Language, spec: ToolSpec) -> Request:
@@ -175,6 +178,8 @@ def _parameters(rng: random.Random, split: Split, language: Language, count: int
             kind = kind_of(rng, rng.choice(KINDS))
         else:
             en, zh, kind_name = rng.choice(WORDS[split].labels)
+            if split == "train" and rng.random() < _INVENTED_HAN_SHARE:
+                zh = invented_han(rng)
             kind = kind_of(rng, kind_name)
         if en in taken or zh in taken:
             continue

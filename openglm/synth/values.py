@@ -120,6 +120,8 @@ def string(rng: random.Random, kind: str, split: Split, language: Language) -> s
         case "city":
             if rng.random() < 0.2:
                 return invented_word(rng, split).capitalize()
+            if chinese and split == "train" and rng.random() < 0.5:
+                return invented_han(rng)
             return rng.choice(words.cities)[1 if chinese else 0]
         case "person":
             if rng.random() < 0.2:
@@ -127,7 +129,7 @@ def string(rng: random.Random, kind: str, split: Split, language: Language) -> s
             return rng.choice(words.people_zh if chinese else words.people)
         case "word":
             if chinese:
-                return invented_han(rng) if split == "train" and rng.random() < 0.4 else rng.choice(words.plain_zh)
+                return invented_han(rng) if split == "train" and rng.random() < 0.7 else rng.choice(words.plain_zh)
             return invented_word(rng, split) if rng.random() < 0.35 else rng.choice(words.plain)
         case "text":
             count = rng.choice((2, 2, 3))
