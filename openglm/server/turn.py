@@ -25,7 +25,7 @@ import msgspec
 
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
 from openglm.engine.stop import StopStrings
-from openglm.errors import ContextLengthError, EngineError, QueueFullError
+from openglm.errors import ContextLengthError, EngineError
 from openglm.server.served_model import ServedModel
 from openglm.text.bad_words import bad_word_ids
 from openglm.text.detokenizer import IncrementalDetokenizer
@@ -267,6 +267,4 @@ def _failure(output: EngineOutput) -> Exception:
     failure = output.error
     if failure is None:
         return EngineError("the engine ended the request without saying why")
-    if failure.code == "queue_full":
-        return QueueFullError(failure.message)
     return failure.to_error()

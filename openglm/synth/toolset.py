@@ -2,8 +2,8 @@
 
 A made-up tool is a verb and a noun (`create_invoice`), with up to three labelled parameters. A request repeats the words of the
 tool's name or description and holds every argument value verbatim: that is the only way in which anybody, man or model,
-can recognise a tool never seen before. Nouns, labels and values are disjoint between the two sides of the border, and a
-third of them are invented, so that no finite list can be learned by heart.
+can recognise a tool never seen before. Nouns, labels and values are disjoint between the two sides of the border. A
+third of them are invented (in training about half), so that no finite list can be learned by heart.
 """
 
 from __future__ import annotations

@@ -32,18 +32,22 @@ class Document:
 
 @dataclass(frozen=True)
 class Batch:
-    """Documents end to end, T tokens. `next_tokens` is the token one further (0 behind a document's end).
+    """Documents end to end, T tokens. `targets[:, d]` is the token d + 1 further on (0 behind a document's end).
 
     `weights[:, d]` is the loss weight of predicting the token d + 1 further on; 0 where the document has no such token.
     """
 
     tokens: Tensor  # [T] int64
-    next_tokens: Tensor  # [T] int64
     targets: Tensor  # [T, 2] int64
     weights: Tensor  # [T, 2] fp32
     document_of_token: Tensor  # [T] int64
     lengths: tuple[int, ...]
     tasks: tuple[str, ...]
+
+    @property
+    def next_tokens(self) -> Tensor:
+        """The token one further on [T]: what the trunk predicts and the MTP layer is given."""
+        return self.targets[:, 0]
 
 
 def document(tokenizer: Tokenizer, episode: Episode) -> Document:
@@ -61,11 +65,10 @@ def pack(documents: Sequence[Document], *, prompt_weight: float = 0.0) -> Batch:
         tokens.append(ids)
         targets.append(torch.stack([_shift(ids, 1), _shift(ids, 2)], dim=1))
         weights.append(torch.stack([_shift(weight, 1), _shift(weight, 2)], dim=1))
-    joined = torch.cat(targets)
     lengths = tuple(len(doc.tokens) for doc in documents)
     owners = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     tasks = tuple(doc.task for doc in documents)
-    return Batch(torch.cat(tokens), joined[:, 0], joined, torch.cat(weights), owners, lengths, tasks)
+    return Batch(torch.cat(tokens), torch.cat(targets), torch.cat(weights), owners, lengths, tasks)
 
 
 def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int, workers: Workers = Workers()) -> Batch:

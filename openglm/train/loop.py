@@ -100,8 +100,7 @@ class Trainer:
             line = self._step(batch)
             self.step += 1
             self.tokens += int(line.pop("tokens"))
-            elapsed = time.monotonic() - started
-            self.seconds += elapsed
+            self.seconds += time.monotonic() - started
             finished = self.step == self.config.num_steps
             evaluated = self.step % self.config.eval_every == 0 or finished
             if not self.workers.is_first:

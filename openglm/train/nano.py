@@ -44,7 +44,7 @@ def nano_config(tokenizer: Tokenizer) -> ModelConfig:
 
 def export(trainer: Trainer, target: Path) -> None:
     """Write the model in the official layout in bf16, with tokenizer, generation defaults and training log."""
-    config = replace(trainer.model.config, dtype="bfloat16")
+    config = trainer.model.config
     save_model(trainer.model, target, dtype=torch.bfloat16)
     shutil.copyfile(trainer.folder / "tokenizer.json", target / "tokenizer.json")
     shutil.copyfile(trainer.folder / "log.jsonl", target / "training_log.jsonl")

@@ -77,7 +77,7 @@ def test_losses_are_the_weighted_mean_over_documents_run_alone(tokenizer, archit
 def test_mtp_layer_never_sees_the_token_it_predicts(tokenizer, architecture):
     model = GlmModel(architecture).init_weights(6)
     ids = torch.tensor(document(tokenizer, generate("add", random.Random(2), "train")).tokens)
-    ctx = ForwardContext.dense([len(ids)])
+    ctx = ForwardContext.dense([len(ids)], row_tile=16)  # else an expert's other rows may change the rounding
     changed = ids.clone()
     changed[20] = (changed[20] + 1) % 256
     with torch.no_grad():
