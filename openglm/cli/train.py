@@ -18,7 +18,7 @@ def command(
     recipe: Annotated[str, typer.Argument(help="What to train. `nano` is the embedded model, from scratch.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run: settings, log, resumable state, finished model.")] = Path("runs/nano"),
     resume: Annotated[bool, typer.Option(help="Go on from the last saved step of the run in --out.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the whole run.")] = 4200,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the whole run.")] = 3000,
     tokens_per_step: Annotated[int, typer.Option(min=64, help="Tokens in one step, over all workers.")] = 8192,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights, data and tokenizer.")] = 1,
@@ -28,7 +28,7 @@ def command(
 
     The run can be stopped at any time and continued with --resume; it then sees the data it would have seen.
 
-      glm train nano --out runs/nano            about two hours on two cores
+      glm train nano --out runs/nano            about an hour and a half on two cores
       glm train nano --out runs/try --steps 50  a few minutes, to see it work
     """
     from openglm.env import worker_place

@@ -73,7 +73,7 @@ _TINY_355B = replace(
     use_qk_norm=True,
 )
 _NANO = ModelConfig(
-    vocab_size=2048,
+    vocab_size=3072,
     hidden_size=256,
     num_hidden_layers=4,
     num_attention_heads=10,

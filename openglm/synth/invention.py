@@ -2,7 +2,7 @@
 
 A byte-level BPE leaves tokens that occur in training only inside longer tokens; a held-out word that is cut into such a token would
 meet an embedding that was never trained. Training words are therefore also glued together from the beginnings and ends of
-other words, and from Han characters of the whole range; the held-out side keeps to pronounceable syllables.
+other words, and from all common Han characters; the held-out side keeps to pronounceable syllables.
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ def invented_word(rng: random.Random, split: Split) -> str:
             return word
 
 
+def invented_label(rng: random.Random, split: Split) -> str:
+    """The name of a parameter or field: an invented word; in training at times two, so that pieces behind a `_` are met too."""
+    word = invented_word(rng, split)
+    return f"{word} {invented_word(rng, split)}" if split == "train" and rng.random() < 0.3 else word
+
+
 def invented_han(rng: random.Random) -> str:
-    """Two or three Han characters, each from training words or from anywhere; for the training side only."""
+    """Two or three Han characters, each from training words or from all common ones; for the training side only."""
     while True:
         word = "".join(
-            rng.choice(_known_han()) if rng.random() < 0.5 else chr(rng.randrange(0x4E00, 0x9FA6)) for _ in range(rng.choice((2, 2, 3)))
+            rng.choice(_known_han() if rng.random() < 0.4 else _common_han()) for _ in range(rng.choice((2, 2, 3)))
         )
         if split_of(word) == "train":
             return word
@@ -62,6 +68,13 @@ def _known_han() -> str:
     words = WORDS["train"]
     chinese = [*(n.zh for n in words.nouns), *words.plain_zh, *words.people_zh, *(city[1] for city in words.cities)]
     return "".join(sorted({character for word in chinese for character in word if character > "\u2e80"}))
+
+
+@cache
+def _common_han() -> str:
+    """The 3,755 characters of GB 2312, level 1: rows 16 to 55 of the code table."""
+    rows = (bytes((0xA0 + row, 0xA0 + cell)) for row in range(16, 56) for cell in range(1, 95))
+    return b"".join(rows).decode("gb2312", "ignore")
 
 
 # Words of the prompt itself: their pieces are tokens too.

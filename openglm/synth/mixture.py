@@ -47,13 +47,13 @@ TASKS: Mapping[str, Task] = {
     "dialogue": Task(smalltalk.dialogue, 0.03, 0.01),
     "extract_json": Task(extraction.extract_json, 0.03, 0.01),
     "sort_numbers": Task(extraction.sort_numbers, 0.01, 0.01),
-    "tool_call": Task(tool_tasks.tool_call, 0.16, 0.34),
+    "tool_call": Task(tool_tasks.tool_call, 0.16, 0.32),
     "tool_call_parallel": Task(tool_tasks.tool_call_parallel, 0.02, 0.02),
     "follow_up": Task(tool_tasks.follow_up, 0.02, 0.01),
     "tool_session": Task(tool_tasks.tool_session, 0.05, 0.04),
     "no_tool": Task(tool_tasks.no_tool, 0.07, 0.28),
     "tools_unneeded": Task(tool_tasks.tools_unneeded, 0.02, 0.02),
-    "tool_result": Task(tool_tasks.tool_result, 0.06, 0.15),
+    "tool_result": Task(tool_tasks.tool_result, 0.06, 0.18),
 }
 
 

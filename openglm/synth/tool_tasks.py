@@ -1,8 +1,9 @@
 """Conversations with tools: choosing and filling a call, refusing when nothing fits, reading what a tool returned.
 
 The same requests appear with the fitting tool and without it, so that only the tools in the context can tell call from
-refusal. Thinking makes that decision step by step: the goal, then yes or no for each tool in order, then the call in the form
-`name(argument=value)`. What the call needs is thereby written down right before it is made.
+refusal. Thinking makes that decision step by step and writes down whatever a step leans on: the goal, then each tool in order
+with its description and yes or no, then for each call every parameter of the schema with its description and the value of the
+request (`-` where the request has none). So no step has to look up in one place what it must look for in another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Sequence
 from openglm.synth.arithmetic import operands, question, think_add
 from openglm.synth.catalog import Entry, catalogue_request, catalogue_tool
 from openglm.synth.episode import Episode, reply
-from openglm.synth.invention import invented_word
+from openglm.synth.invention import invented_label
 from openglm.synth.lexicon import VERBS, WORDS
 from openglm.synth.smalltalk import small_talk
 from openglm.synth.split import Split
@@ -197,13 +198,19 @@ def calling(calls: Sequence[ToolCall], thought: str, thinking: bool) -> Message:
 
 
 def think_call(language: Language, goal: str, specs: Sequence[ToolSpec], calls: Sequence[ToolCall]) -> str:
-    """The goal, a verdict on each tool, and the calls in short form; without a fitting tool, that nothing fits."""
+    """The goal, a verdict on each tool, and the parameters of each call; without a fitting tool, that nothing fits."""
+    by_name = {spec.name: spec for spec in specs}
     chosen = {call.name for call in calls}
     lines = [f"The user wants: {goal}" if language == "en" else f"用户想要：{goal}"]
-    lines += [f"{spec.name}: {'yes' if spec.name in chosen else 'no'}" for spec in specs]
+    for spec in specs:
+        described = f"{spec.name}: {spec.description}" if spec.description else spec.name
+        lines.append(f"{described} -> {'yes' if spec.name in chosen else 'no'}")
     for call in calls:
-        arguments = ", ".join(f"{name}={written(value)}" for name, value in call.arguments.items())
-        lines.append(f"{call.name}({arguments})")
+        lines.append(f"call {call.name}")
+        for parameter in by_name[call.name].parameters:
+            described = f"{parameter.name} ({parameter.description})" if parameter.description else parameter.name
+            value = written(call.arguments[parameter.name]) if parameter.name in call.arguments else "-"
+            lines.append(f"{described} = {value}")
     if not calls:
         lines.append("No tool fits." if language == "en" else "没有合适的工具。")
     return "\n".join(lines)
@@ -265,7 +272,7 @@ def _fields(rng: random.Random, split: Split, count: int) -> list[tuple[str, str
     found: dict[str, str] = {}
     while len(found) < count:
         if rng.random() < 0.25:
-            found[invented_word(rng, split)] = rng.choice(KINDS)
+            found[invented_label(rng, split).replace(" ", "_")] = rng.choice(KINDS)
         else:
             label = rng.choice(WORDS[split].labels)
             found["_".join(label.en.split())] = "word" if label.kind == "point" else label.kind

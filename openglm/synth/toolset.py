@@ -12,7 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openglm.synth.invention import invented_han, invented_word
+from openglm.synth.invention import invented_han, invented_label, invented_word
 from openglm.synth.lexicon import VERBS, WORDS, Noun, Verb
 from openglm.synth.split import Split
 from openglm.synth.values import KINDS, Kind, Language, Value, draw, kind_of
@@ -174,7 +174,7 @@ def _parameters(rng: random.Random, split: Split, language: Language, count: int
     described = rng.random() < 0.5 or (language == "zh" and count > 1)
     while len(made) < count:
         if rng.random() < (0.45 if split == "train" else 0.3):
-            en = zh = invented_word(rng, split)
+            en = zh = invented_label(rng, split)
             kind = kind_of(rng, rng.choice(KINDS))
         else:
             en, zh, kind_name = rng.choice(WORDS[split].labels)
