@@ -33,9 +33,7 @@ def invented_label(rng: random.Random, split: Split) -> str:
 def invented_han(rng: random.Random) -> str:
     """Two or three Han characters, each from training words or from all common ones; for the training side only."""
     while True:
-        word = "".join(
-            rng.choice(_known_han() if rng.random() < 0.4 else _common_han()) for _ in range(rng.choice((2, 2, 3)))
-        )
+        word = "".join(rng.choice(_known_han() if rng.random() < 0.4 else _common_han()) for _ in range(rng.choice((2, 2, 3))))
         if split_of(word) == "train":
             return word
 
