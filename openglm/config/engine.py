@@ -21,6 +21,9 @@ ROW_TILE = 16  # rows of every matrix product in deterministic mode
 SMALL_MODEL_PARAMETERS = 1_000_000_000
 ONE_THREAD_PARAMETERS = 50_000_000
 MAX_SPECULATIVE_TOKENS = 8
+NATIVE_MAX_HEAD_DIM = 256
+NATIVE_MAX_GROUP = 48  # query heads per KV head
+NATIVE_MAX_EXPERTS = 1024
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -45,6 +48,8 @@ class EngineConfig:
     deterministic: bool | None = None
     """Results of a request do not depend, bit for bit, on what else is in the batch."""
     threads: int | None = None
+    native_kernels: bool | None = None
+    """Run on the native CPU kernels (`openglm.ops.cpu`); None means where they can run."""
     seed: int | None = None
     """Seed of requests without one; None draws a fresh one at every start."""
     max_queued_requests: int = 512
@@ -80,6 +85,7 @@ class ResolvedEngineConfig:
     enable_prefix_caching: bool
     row_tile: int | None
     threads: int | None
+    native_kernels: bool
     seed: int | None
     max_queued_requests: int
     max_preemptions: int
@@ -87,11 +93,15 @@ class ResolvedEngineConfig:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the engine may use: the device's name ("cpu", "cuda"), processor cores, and memory of that device in bytes."""
+    """What the engine may use: the device's name ("cpu", "cuda"), processor cores, and memory of that device in bytes.
+
+    `native_kernels` names the instruction set of the native CPU kernels, None where there are none.
+    """
 
     device: str
     cores: int
     memory_bytes: int
+    native_kernels: str | None = None
 
 
 def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
@@ -132,12 +142,14 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
             "raise it or lower max_num_seqs"
         )
 
+    native = _native_kernels(config, model, machine, dtype, reasons)
+
     max_model_len, num_pages = _cache_size(config, model, machine, dtype, max_num_seqs, parameters, reasons)
 
     deterministic = config.deterministic
     if deterministic is None:
         deterministic = on_cpu and small
-        if deterministic:
+        if deterministic and not native:
             reasons.append("deterministic: fixed row tiles cost little at this size; the same request gives the same tokens in any batch")
     threads = config.threads
     if threads is None and on_cpu:
@@ -155,6 +167,7 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         enable_prefix_caching=config.enable_prefix_caching,
         row_tile=ROW_TILE if deterministic else None,
         threads=threads,
+        native_kernels=native,
         seed=config.seed,
         max_queued_requests=config.max_queued_requests,
         max_preemptions=config.max_preemptions,
@@ -176,6 +189,35 @@ def num_parameters(model: ModelConfig) -> int:
     layers = range(model.num_kv_layers)
     mlps = sum(moe if model.is_moe_layer(i) else 3 * h * model.intermediate_size for i in layers)
     return 2 * model.vocab_size * h + len(layers) * attention + mlps + model.num_nextn_predict_layers * 2 * h * h
+
+
+def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, dtype: DType, reasons: list[str]) -> bool:
+    """Whether the native CPU kernels run this model."""
+    if config.native_kernels is False:
+        return False
+    obstacle = None
+    if machine.device != "cpu":
+        obstacle = f"the device is {machine.device}"
+    elif machine.native_kernels is None:
+        obstacle = "none were built for this processor"
+    elif dtype == "float16":
+        obstacle = "they compute in float32 and bfloat16"
+    elif (
+        model.head_dim % 16
+        or model.head_dim > NATIVE_MAX_HEAD_DIM
+        or model.num_attention_heads // model.num_key_value_heads > NATIVE_MAX_GROUP
+        or model.n_routed_experts > NATIVE_MAX_EXPERTS
+        or model.n_group > 1
+    ):
+        obstacle = "the model's shape is outside what they cover"
+    if obstacle is None:
+        reasons.append(f"native kernels {machine.native_kernels}: same tokens in any batch by construction")
+        return True
+    if config.native_kernels:
+        raise ConfigError(f"native_kernels cannot run here: {obstacle}")
+    if machine.device == "cpu":
+        reasons.append(f"torch reference instead of native kernels: {obstacle}")
+    return False
 
 
 def _cache_size(

@@ -68,6 +68,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         deterministic: bool | None = None,
         threads: int | None = None,
+        native_kernels: bool | None = None,
         seed: int | None = None,
     ) -> None:
         """Load `model` (a directory; None is the embedded glm-nano). None means automatic; see `EngineConfig`."""
@@ -84,6 +85,7 @@ class LLM:
             enable_prefix_caching=enable_prefix_caching,
             deterministic=deterministic,
             threads=threads,
+            native_kernels=native_kernels,
             seed=seed,
             max_queued_requests=_UNBOUNDED_QUEUE,
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from openglm import env
+from openglm import env, ops
 from openglm.checkpoint import load_config, load_model
 from openglm.config import ModelConfig, variant
 from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
@@ -54,10 +54,13 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     resolved, reasons = resolve(config, model_config, machine)
     if resolved.threads is not None:
         torch.set_num_threads(resolved.threads)
+        ops.cpu.set_num_threads(resolved.threads)
     tell("loading weights")
     tokenizer: Tokenizer | None = None
     if directory is None:
         model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
+        if resolved.native_kernels:
+            model.pack()
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
         tokenizer = Tokenizer.from_dir(directory)
@@ -67,6 +70,9 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
             device=machine.device,
             allow_missing_mtp=config.num_speculative_tokens == 0,
         )
+        if resolved.native_kernels:
+            tell("packing weights")
+            model.pack()
         core = core_of(model, resolved, tokenizer, stop_ids=stop_ids(directory, model_config, tokenizer))
     tell("warming up")
     warm_up(core)
@@ -108,7 +114,7 @@ def this_machine(device: str = "auto") -> Machine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         cores = env.num_threads() or len(os.sched_getaffinity(0))
-        return Machine("cpu", cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        return Machine("cpu", cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ops.cpu.available())
     if device.partition(":")[0] != "cuda" or not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not usable here; use auto, cpu or cuda")
     free, _ = torch.cuda.mem_get_info(device)

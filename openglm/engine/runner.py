@@ -52,6 +52,7 @@ class Runner:
     def __init__(self, model: GlmModel, config: ResolvedEngineConfig) -> None:
         self.model = model
         self.row_tile = config.row_tile
+        self.native = model.is_packed
         parameter = next(model.parameters())
         self.device = parameter.device
         self.kv = allocate_kv(model.config, config.num_pages, parameter.dtype, self.device)
@@ -90,7 +91,7 @@ class Runner:
             slots=packed[2],
             kv=self.kv,
         )
-        return packed[0], ForwardContext(positions=packed[1], attention=attention, row_tile=self.row_tile)
+        return packed[0], ForwardContext(positions=packed[1], attention=attention, row_tile=self.row_tile, native=self.native)
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [T, H] after the final norm; the KV of the batch's tokens is written."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +28,11 @@ class PagedBatch:
     page_table: Tensor  # [R, max_pages] int64; entries past a request's length are ignored
     slots: Tensor  # [T] int64, page * 64 + offset of each new token
     kv: Sequence[Tensor]  # per layer [pages, 2, kv_heads, 64, head_dim]; the MTP layer is last
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """query_starts and then kv_lengths, as one tensor [R + 1 + R] int64 for kernels that read memory."""
+        return torch.tensor((*self.query_starts, *self.kv_lengths))
 
 
 @dataclass(frozen=True)
@@ -57,12 +63,13 @@ class DenseBatch:
 
 @dataclass(frozen=True)
 class ForwardContext:
-    """One step. `row_tile` asks for results that do not depend on batch company (see `ops.reference`)."""
+    """One step. `row_tile` asks for results that do not depend on batch company (see `ops.reference`); `native` for `ops.cpu`."""
 
     positions: Tensor  # [T] int64
     attention: PagedBatch | DenseBatch
     row_tile: int | None = None
-    on_routing: OnRouting | None = None  # called by every MoE layer with its index
+    on_routing: OnRouting | None = None  # called by every MoE layer with its index; not with packed weights
+    native: bool = False  # the model's weights are packed: norms, rotation and attention run in native kernels as well
 
     @classmethod
     def dense(

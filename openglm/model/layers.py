@@ -2,6 +2,8 @@
 
 Modules hold parameters and name the maths; the maths is in `openglm.ops`. Fused parameters stack the checkpoint's tensors
 by rows: qkv_proj = q, k, v; gate_up_proj = gate, up. Shape legend: T tokens, H hidden, D head dim.
+
+`pack()` hands a module's weights to `openglm.ops.cpu` and drops them here: from then on it only infers.
 """
 
 from __future__ import annotations
@@ -35,10 +37,20 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = place.parameter(out_features, in_features)
         self.bias = place.parameter(out_features) if bias else None
+        self.packed: ops.PackedLinear | None = None
 
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """x [T, in] -> [T, out]."""
-        return ops.linear(x, self.weight, self.bias, row_tile=ctx.row_tile)
+    def forward(self, x: Tensor, ctx: ForwardContext, residual: Tensor | None = None) -> Tensor:
+        """x [T, in] -> [T, out], plus `residual` [T, out] if given."""
+        if self.packed is not None:
+            return self.packed(x, residual)
+        out = ops.linear(x, self.weight, self.bias, row_tile=ctx.row_tile)
+        return out if residual is None else residual + out
+
+    def pack(self) -> ops.PackedLinear:
+        """Move weight and bias into native layout."""
+        self.packed = ops.PackedLinear(self.weight, self.bias)
+        drop_parameters(self, "weight", "bias")
+        return self.packed
 
 
 class RMSNorm(nn.Module):
@@ -49,9 +61,9 @@ class RMSNorm(nn.Module):
         self.weight = place.parameter(dim)
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., dim] -> [..., dim]."""
-        return ops.rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
+        """x [T, dim] -> [T, dim]."""
+        return ops.rms_norm(x, self.weight, self.eps, native=ctx.native)
 
 
 class Attention(nn.Module):
@@ -62,22 +74,30 @@ class Attention(nn.Module):
         self.layer = layer
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.scale = config.head_dim**-0.5
+        self.eps = config.rms_norm_eps
         self.qkv_proj = Linear(config.hidden_size, config.query_dim + 2 * config.kv_dim, place, bias=config.attention_bias)
         self.o_proj = Linear(config.query_dim, config.hidden_size, place)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, place) if config.use_qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, place) if config.use_qk_norm else None
 
-    def forward(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
-        """x [T, H], rope [T, 2, rotary_dim / 2] (rows of the table for the positions) -> [T, H]."""
-        heads = self.qkv_proj(x, ctx).unflatten(-1, (-1, self.head_dim))  # [T, Hq + 2 Hkv, D]
-        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = ops.apply_rope(q, rope), ops.apply_rope(k, rope)
+    def forward(self, x: Tensor, residual: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
+        """x [T, H] normed, rope [T, 2, rotary_dim / 2] (rows of the table for the positions) -> residual + attention [T, H]."""
+        qkv = self.qkv_proj(x, ctx)
+        q_norm = None if self.q_norm is None else self.q_norm.weight
+        k_norm = None if self.k_norm is None else self.k_norm.weight
         batch = ctx.attention
         if isinstance(batch, PagedBatch):
             kv = batch.kv[self.layer]
-            ops.write_kv(kv, batch.slots, k, v)
+            q = ops.rope_and_write(
+                qkv,
+                num_heads=self.num_heads,
+                q_norm=q_norm,
+                k_norm=k_norm,
+                eps=self.eps,
+                rope=rope,
+                slots=batch.slots,
+                kv=kv,
+            )
             out = ops.paged_attention(
                 q,
                 kv,
@@ -88,8 +108,11 @@ class Attention(nn.Module):
                 row_tile=ctx.row_tile,
             )
         else:
+            q, k, v = ops.rope_heads(
+                qkv, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, q_norm=q_norm, k_norm=k_norm, eps=self.eps, rope=rope
+            )
             out = ops.dense_attention(q, k, v, buckets=batch.buckets, scale=self.scale)
-        projected: Tensor = self.o_proj(out.flatten(1), ctx)
+        projected: Tensor = self.o_proj(out.flatten(1), ctx, residual)
         return projected
 
 
@@ -101,10 +124,17 @@ class MLP(nn.Module):
         self.gate_up_proj = Linear(hidden_size, 2 * width, place)
         self.down_proj = Linear(width, hidden_size, place)
 
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """x [T, H] -> [T, H]."""
-        out: Tensor = self.down_proj(ops.swiglu(self.gate_up_proj(x, ctx), exact=ctx.row_tile is not None), ctx)
+    def forward(self, x: Tensor, residual: Tensor, ctx: ForwardContext) -> Tensor:
+        """x [T, H] normed -> residual + mlp(x) [T, H]."""
+        out: Tensor = self.down_proj(ops.swiglu(self.gate_up_proj(x, ctx), exact=ctx.row_tile is not None), ctx, residual)
         return out
+
+    def pack(self) -> ops.PackedMLP:
+        """Move the three weights into native layout."""
+        packed = ops.PackedMLP(self.gate_up_proj.weight, self.down_proj.weight)
+        drop_parameters(self.gate_up_proj, "weight")
+        drop_parameters(self.down_proj, "weight")
+        return packed
 
 
 class Router(nn.Module):
@@ -159,13 +189,30 @@ class MoE(nn.Module):
         width = config.moe_intermediate_size * config.n_shared_experts
         self.shared_experts = MLP(config.hidden_size, width, place) if config.n_shared_experts else None
 
-    def forward(self, x: Tensor, ctx: ForwardContext) -> Tensor:
-        """x [T, H] -> [T, H]."""
+    def forward(self, x: Tensor, residual: Tensor, ctx: ForwardContext) -> Tensor:
+        """x [T, H] normed -> residual + moe(x) [T, H]."""
         routing = self.gate(x, ctx)
         if ctx.on_routing is not None:
             ctx.on_routing(self.layer, routing)
         routed: Tensor = self.experts(x, routing, ctx).to(x.dtype)
-        return routed if self.shared_experts is None else routed + self.shared_experts(x, ctx)
+        return residual + routed if self.shared_experts is None else self.shared_experts(x, residual + routed, ctx)
+
+    def pack(self) -> ops.PackedExperts:
+        """Move router, experts and shared expert into native layout."""
+        config = self.gate.config
+        packed = ops.PackedExperts(
+            router=self.gate.weight,
+            router_bias=self.gate.e_score_correction_bias,
+            gate_up=self.experts.gate_up_proj,
+            down=self.experts.down_proj,
+            shared=None if self.shared_experts is None else self.shared_experts.pack(),
+            num_experts_per_tok=config.num_experts_per_tok,
+            norm_topk_prob=config.norm_topk_prob,
+            scaling=config.routed_scaling_factor,
+        )
+        drop_parameters(self.gate, "weight")
+        drop_parameters(self.experts, "gate_up_proj", "down_proj")
+        return packed
 
 
 class DecoderLayer(nn.Module):
@@ -173,13 +220,55 @@ class DecoderLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
         super().__init__()
+        self.config = config
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
         self.self_attn = Attention(config, layer, place)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
         self.mlp = MoE(config, layer, place) if config.is_moe_layer(layer) else MLP(config.hidden_size, config.intermediate_size, place)
+        self.packed: ops.PackedLayer | None = None
 
     def forward(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
-        """x [T, H] -> [T, H]."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, ctx)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x), ctx)
+        """x [T, H] -> [T, H]. Once packed, x itself is overwritten."""
+        if self.packed is not None:
+            return self._run_packed(self.packed, x, rope, ctx)
+        x = self.self_attn(self.input_layernorm(x, ctx), x, rope, ctx)
+        out: Tensor = self.mlp(self.post_attention_layernorm(x, ctx), x, ctx)
         return out
+
+    def pack(self) -> None:
+        """Move every matrix of the layer into native layout, one after another."""
+        attention, config = self.self_attn, self.config
+        self.packed = ops.PackedLayer(
+            qkv=attention.qkv_proj.pack(),
+            o=attention.o_proj.pack(),
+            mlp=self.mlp.pack(),
+            input_norm=self.input_layernorm.weight,
+            post_norm=self.post_attention_layernorm.weight,
+            q_norm=None if attention.q_norm is None else attention.q_norm.weight,
+            k_norm=None if attention.k_norm is None else attention.k_norm.weight,
+            eps=config.rms_norm_eps,
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rotary_dim=config.rotary_dim,
+        )
+
+    def _run_packed(self, packed: ops.PackedLayer, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
+        batch = ctx.attention
+        if not isinstance(batch, PagedBatch):
+            raise ValueError("a packed model only runs over KV pages")
+        return packed(
+            x,
+            rope=rope,
+            slots=batch.slots,
+            kv=batch.kv[self.self_attn.layer],
+            offsets=batch.offsets,
+            num_requests=len(batch.kv_lengths),
+            page_table=batch.page_table,
+        )
+
+
+def drop_parameters(module: nn.Module, *names: str) -> None:
+    """Forget parameters whose packed copy took over; their storage is freed with the last reference."""
+    for name in names:
+        setattr(module, name, None)

@@ -33,8 +33,8 @@ class MTPLayer(nn.Module):
 
     def forward(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """embedded [T, H] of the next tokens, hidden [T, H] of the present ones -> [T, H] after the layer's own norm."""
-        joined = torch.cat([self.enorm(embedded), self.hnorm(hidden)], dim=-1)
-        out: Tensor = self.norm(self.layer(self.eh_proj(joined, ctx), rope, ctx))
+        joined = torch.cat([self.enorm(embedded, ctx), self.hnorm(hidden, ctx)], dim=-1)
+        out: Tensor = self.norm(self.layer(self.eh_proj(joined, ctx), rope, ctx), ctx)
         return out
 
 
@@ -66,7 +66,7 @@ class GlmModel(nn.Module):
         rope = self.rope[ctx.positions]
         for layer in self.layers:
             x = layer(x, rope, ctx)
-        out: Tensor = self.norm(x)
+        out: Tensor = self.norm(x, ctx)
         return out
 
     def mtp_forward(self, next_tokens: Tensor, hidden: Tensor, ctx: ForwardContext) -> Tensor:
@@ -81,7 +81,28 @@ class GlmModel(nn.Module):
 
     def logits(self, hidden: Tensor, *, row_tile: int | None = None) -> Tensor:
         """hidden [N, H] (normed, from the trunk or the MTP layer) -> [N, vocab] fp32."""
+        if self.lm_head.packed is not None:
+            return self.lm_head.packed.logits(hidden)
         return ops.linear(hidden, self.lm_head.weight, row_tile=row_tile).float()
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the weights lie in native layout, so that the model can only infer."""
+        return self.lm_head.packed is not None
+
+    @torch.no_grad()
+    def pack(self) -> GlmModel:
+        """Move every matrix but the embedding into the layout of `ops.cpu`, dropping the original of each before the next.
+
+        Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
+        """
+        for layer in self.layers:
+            layer.pack()
+        self.lm_head.pack()
+        if self.mtp is not None:
+            self.mtp.eh_proj.pack()
+            self.mtp.layer.pack()
+        return self
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> GlmModel:

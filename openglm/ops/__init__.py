@@ -1,27 +1,47 @@
 """The operations of the model, behind one dispatch point.
 
-Every op has a plain torch version in `ops.reference` that is its specification. A device with a faster kernel overrides
-the op here; everything above imports from this package only.
+Every op has a plain torch version in `ops.reference` that is its specification. `ops.cpu` holds native kernels for the ops of a
+decoder layer; whoever has packed a model's weights (`GlmModel.pack`) asks for them with `native`. Everything above imports from
+this package only.
 """
 
+from __future__ import annotations
+
+from torch import Tensor
+
+from openglm.ops import cpu, reference
+from openglm.ops.cpu import PackedExperts, PackedLayer, PackedLinear, PackedMLP
 from openglm.ops.reference.attention import PAGE_SIZE, Bucket, dense_attention, paged_attention, write_kv
 from openglm.ops.reference.experts import Routing, balance_loss, experts_mlp, route
 from openglm.ops.reference.linear import linear
-from openglm.ops.reference.norm import rms_norm
-from openglm.ops.reference.rope import apply_rope, rope_table
+from openglm.ops.reference.rope import apply_rope, rope_and_write, rope_heads, rope_table
 from openglm.ops.reference.swiglu import swiglu
+
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = False) -> Tensor:
+    """See `reference.norm.rms_norm`."""
+    return cpu.rms_norm(x, weight, eps) if native else reference.norm.rms_norm(x, weight, eps)
+
 
 __all__ = [
     "PAGE_SIZE",
     "Bucket",
+    "PackedExperts",
+    "PackedLayer",
+    "PackedLinear",
+    "PackedMLP",
     "Routing",
     "apply_rope",
     "balance_loss",
+    "cpu",
     "dense_attention",
     "experts_mlp",
     "linear",
     "paged_attention",
     "rms_norm",
+    "rope_and_write",
+    "rope_heads",
     "rope_table",
     "route",
     "swiglu",

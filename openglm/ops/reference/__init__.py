@@ -6,3 +6,7 @@ kernel, hence another rounding, for another number of rows; so with `row_tile` e
 exactly that many rows (padded with zeros), and transcendental functions are taken in double precision, where the vector and the scalar
 tail of a loop agree after rounding.
 """
+
+from openglm.ops.reference import attention, experts, linear, norm, rope, swiglu
+
+__all__ = ["attention", "experts", "linear", "norm", "rope", "swiglu"]

@@ -1,0 +1,103 @@
+// What the kernels work on, and the table through which the Python module reaches the set of kernels that fits this processor.
+//
+// Shape legend: T tokens, H hidden, K input width, N output width, E experts, M expert width, D head dim.
+// Activations are fp32 or bf16; sums are fp32 and run over K from first to last for every output element, whatever the number of
+// rows. That alone makes a row's result independent of its company, so batching, chunking and drafts change no bit.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace openglm {
+
+enum class DType : int { f32 = 0, bf16 = 1 };
+
+constexpr int kPanel = 16;     // output columns side by side in a packed weight
+constexpr int kPageSize = 64;  // token slots of a KV page
+
+// A weight [N, K], packed by panels of 16 output columns: bf16 as [N/16][K/2][16][2], fp32 as [N/16][K][16]; zeros as padding.
+struct Linear {
+    DType dtype;
+    int n, k;          // true sizes
+    int panels;        // ceil(n / 16)
+    int k_padded;      // k rounded up to even
+    void* data;        // panels * k_padded * 16 elements, 64-byte aligned
+    size_t bytes;      // of data
+    float* bias;       // [panels * 16], or null
+};
+
+// Routed and shared experts of one layer. `gate`, `up`, `down` have num_experts entries, and one more for the shared expert.
+struct Experts {
+    int num_experts, top_k;
+    bool has_shared, normalise;
+    float scaling;
+    Linear* router;   // [E, H] fp32
+    float* bias;      // [E]: steers the choice only
+    Linear **gate, **up, **down;
+};
+
+// One layer's KV pages: [pages, 2, kv_heads, 64, D].
+struct Pages {
+    void* data;
+    DType dtype;
+    int kv_heads, head_dim;
+};
+
+// A decoder layer. Norm weights are in the activations' dtype and belong to the caller.
+struct Layer {
+    int hidden, q_heads, rotary_dim;
+    float eps, scale;
+    const void *input_norm, *post_norm;
+    const void *q_norm, *k_norm;  // null without QK norm
+    Linear *qkv, *o;
+    Linear *gate, *up, *down;  // null with experts
+    Experts* experts;          // null in a dense layer
+};
+
+struct AttentionBatch {
+    int requests;
+    const int64_t* query_starts;  // [R + 1]
+    const int64_t* kv_lengths;    // [R], this step's tokens included
+    const int64_t* page_table;    // row r starts at r * table_stride
+    int64_t table_stride;
+};
+
+struct Kernels {
+    const char* name;
+    // out [rows, n] = x [rows, k] @ weight.T + bias (+ residual); x, out and residual share `dtype` and are dense.
+    void (*linear)(const Linear&, const void* x, int rows, const void* residual, void* out, DType dtype);
+    // The same with fp32 output, for logits.
+    void (*linear_f32)(const Linear&, const void* x, int rows, float* out, DType dtype);
+    // silu(x @ gate.T) * (x @ up.T), then @ down.T (+ residual): the gated MLP.
+    void (*mlp)(const Linear& gate, const Linear& up, const Linear& down, const void* x, int rows, const void* residual, void* out, DType);
+    // The whole mixture of experts (+ residual).
+    void (*moe)(const Experts&, const void* x, int rows, const void* residual, void* out, DType dtype);
+    void (*rms_norm)(const void* x, const void* weight, float eps, int rows, int width, void* out, DType dtype);
+    // qkv [T, (Hq + 2 Hkv) D] -> q [T, Hq, D] normed and turned; k (normed, turned) and v go to their slots. rope [T, 2, rotary_dim / 2]
+    // holds the cosines and sines of each token's position.
+    void (*rope_and_write)(const void* qkv, int tokens, int q_heads, const void* q_norm, const void* k_norm, float eps, const float* rope,
+                           int rotary_dim, const int64_t* slots, const Pages&, void* q_out, DType dtype);
+    // q [T, Hq, D] -> [T, Hq, D]: causal attention of each request's rows over its pages.
+    void (*attention)(const void* q, int q_heads, const Pages&, const AttentionBatch&, float scale, void* out, DType dtype);
+    // x [T, H] becomes the layer's output, in place.
+    void (*decoder_layer)(const Layer&, void* x, int tokens, const float* rope, const int64_t* slots, const Pages&, const AttentionBatch&, DType);
+};
+
+const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
+const Kernels* avx2_kernels();
+
+// Runs fn(context, i) for i in [0, count) on the pool; the caller takes part and returns when all are done.
+void run_parallel(int count, void (*fn)(void*, int), void* context);
+void set_num_threads(int count);
+int num_threads();
+
+template <class F>
+void parallel_for(int count, F&& body) {
+    run_parallel(count, [](void* context, int i) { (*static_cast<F*>(context))(i); }, &body);
+}
+
+// 64-byte aligned memory, on huge pages where it is large; zeroed.
+void* allocate_aligned(size_t bytes);
+void free_aligned(void* p, size_t bytes);
+
+}  // namespace openglm

@@ -1,0 +1,465 @@
+// The Python module `openglm.ops.cpu._native`: packs weights and runs kernels on addresses. Owns no maths and knows no torch:
+// `openglm.ops.cpu` checks every tensor (dtype, contiguity, sizes) and passes its address, so this builds in seconds with a C++
+// compiler alone and runs under every version of torch.
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <bit>
+#include <cstring>
+#include <vector>
+
+#include "kernels.h"
+
+namespace openglm {
+namespace {
+
+const Kernels* active = nullptr;
+
+constexpr const char* kLinear = "openglm.linear";
+constexpr const char* kExperts = "openglm.experts";
+constexpr const char* kLayer = "openglm.layer";
+constexpr int kMaxExperts = 1024;
+
+// Reads the next positional argument; after a failure (a Python error is set) everything reads as zero.
+class Arguments {
+public:
+    Arguments(PyObject* const* items, Py_ssize_t count, Py_ssize_t expected) : items_(items) {
+        if (count != expected) fail("wrong number of arguments");
+    }
+    long long integer() { return failed_ ? 0 : checked(PyLong_AsLongLong(items_[at_++])); }
+    int number() { return static_cast<int>(integer()); }
+    float real() { return failed_ ? 0.0f : static_cast<float>(checked(PyFloat_AsDouble(items_[at_++]))); }
+    DType dtype() { return static_cast<DType>(number()); }
+    template <class T>
+    T* address() {
+        return reinterpret_cast<T*>(static_cast<intptr_t>(integer()));
+    }
+    template <class T>
+    T* capsule(const char* name) {
+        if (failed_) return nullptr;
+        auto* p = static_cast<T*>(PyCapsule_GetPointer(items_[at_++], name));
+        if (!p) failed_ = true;
+        return p;
+    }
+    PyObject* object() { return failed_ ? nullptr : items_[at_++]; }
+    bool failed() const { return failed_; }
+    void fail(const char* why) {
+        if (!failed_) PyErr_SetString(PyExc_TypeError, why);
+        failed_ = true;
+    }
+
+private:
+    template <class T>
+    T checked(T value) {
+        if (value == T(-1) && PyErr_Occurred()) failed_ = true;
+        return value;
+    }
+    PyObject* const* items_;
+    Py_ssize_t at_ = 0;
+    bool failed_ = false;
+};
+
+// Runs a kernel without the interpreter lock.
+template <class F>
+PyObject* run(const Arguments& arguments, F&& body) {
+    if (arguments.failed()) return nullptr;
+    if (!active) {
+        PyErr_SetString(PyExc_RuntimeError, "there are no kernels for this processor");
+        return nullptr;
+    }
+    Py_BEGIN_ALLOW_THREADS;
+    body();
+    Py_END_ALLOW_THREADS;
+    Py_RETURN_NONE;
+}
+
+void free_linear(PyObject* capsule) {
+    auto* w = static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear));
+    free_aligned(w->data, w->bytes);
+    if (w->bias) free_aligned(w->bias, 0);
+    delete w;
+}
+
+float widen(const void* p, size_t i, DType dtype) {
+    if (dtype == DType::f32) return static_cast<const float*>(p)[i];
+    return std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16);
+}
+
+// pack_linear(weight, dtype, n, k, bias_f32 or 0, target dtype) -> capsule; None when bf16 is asked for and would lose bits.
+PyObject* pack_linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    const void* source = a.address<const void>();
+    const DType dtype = a.dtype();
+    const int n = a.number(), k = a.number();
+    const float* bias = a.address<const float>();
+    const DType target = a.dtype();
+    if (!a.failed() && (n < 1 || k < 1)) a.fail("a weight needs at least one row and one column");
+    if (a.failed()) return nullptr;
+    auto* w = new Linear{};
+    w->dtype = target;
+    w->n = n;
+    w->k = k;
+    w->panels = (n + kPanel - 1) / kPanel;
+    w->k_padded = (k + 1) / 2 * 2;
+    w->bytes = static_cast<size_t>(w->panels) * w->k_padded * kPanel * (target == DType::f32 ? 4 : 2);
+    w->data = allocate_aligned(w->bytes);
+    if (bias) {
+        w->bias = static_cast<float*>(allocate_aligned(static_cast<size_t>(w->panels) * kPanel * 4));
+        if (w->bias) std::memcpy(w->bias, bias, static_cast<size_t>(n) * 4);
+    }
+    bool lossless = true, complete = w->data && (!bias || w->bias);
+    if (complete) {
+        Py_BEGIN_ALLOW_THREADS;
+        std::vector<char> lost(w->panels);
+        parallel_for(w->panels, [&](int panel) {
+            for (int column = 0; column < kPanel && panel * kPanel + column < n; column++) {
+                const size_t row = static_cast<size_t>(panel) * kPanel + column;
+                const size_t base = static_cast<size_t>(panel) * w->k_padded * kPanel;
+                for (int i = 0; i < k; i++) {
+                    const float value = widen(source, row * k + i, dtype);
+                    if (target == DType::f32) {
+                        static_cast<float*>(w->data)[base + static_cast<size_t>(i) * kPanel + column] = value;
+                        continue;
+                    }
+                    const uint32_t bits = std::bit_cast<uint32_t>(value);
+                    if (bits & 0xFFFF) lost[panel] = 1;
+                    const size_t place = base + (static_cast<size_t>(i / 2) * kPanel + column) * 2 + i % 2;
+                    static_cast<uint16_t*>(w->data)[place] = static_cast<uint16_t>(bits >> 16);
+                }
+            }
+        });
+        for (char one : lost) lossless = lossless && !one;
+        Py_END_ALLOW_THREADS;
+    }
+    if (!complete || !lossless) {
+        free_aligned(w->data, w->bytes);
+        if (w->bias) free_aligned(w->bias, 0);
+        delete w;
+        if (!complete) return PyErr_NoMemory();
+        Py_RETURN_NONE;
+    }
+    return PyCapsule_New(w, kLinear, free_linear);
+}
+
+struct OwnedExperts {
+    Experts experts;
+    std::vector<Linear*> gate, up, down;
+    std::vector<float> bias;
+    PyObject* owner;  // keeps the capsules alive
+};
+
+void free_experts(PyObject* capsule) {
+    auto* owned = static_cast<OwnedExperts*>(PyCapsule_GetPointer(capsule, kExperts));
+    Py_DECREF(owned->owner);
+    delete owned;
+}
+
+bool read_capsules(PyObject* sequence, std::vector<Linear*>& into) {
+    const Py_ssize_t size = PyTuple_Size(sequence);
+    for (Py_ssize_t i = 0; i < size; i++) {
+        auto* w = static_cast<Linear*>(PyCapsule_GetPointer(PyTuple_GetItem(sequence, i), kLinear));
+        if (!w) return false;
+        into.push_back(w);
+    }
+    return size >= 0;
+}
+
+// pack_experts((gates, ups, downs, router), bias_f32, num_experts, top_k, normalise, scaling) -> capsule
+PyObject* pack_experts(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    PyObject* parts = a.object();
+    const float* bias = a.address<const float>();
+    const int num_experts = a.number(), top_k = a.number(), normalise = a.number();
+    const float scaling = a.real();
+    if (a.failed()) return nullptr;
+    if (PyTuple_Size(parts) != 4 || num_experts < 1 || num_experts > kMaxExperts || top_k < 1 || top_k > num_experts) {
+        a.fail("experts: sizes out of range");
+        return nullptr;
+    }
+    auto* owned = new OwnedExperts{};
+    auto* router = static_cast<Linear*>(PyCapsule_GetPointer(PyTuple_GetItem(parts, 3), kLinear));
+    const bool read = router && read_capsules(PyTuple_GetItem(parts, 0), owned->gate) && read_capsules(PyTuple_GetItem(parts, 1), owned->up) &&
+                      read_capsules(PyTuple_GetItem(parts, 2), owned->down);
+    const size_t slots = owned->gate.size();
+    if (!read || owned->up.size() != slots || owned->down.size() != slots || slots < static_cast<size_t>(num_experts) ||
+        slots > static_cast<size_t>(num_experts) + 1) {
+        delete owned;
+        a.fail("experts: gate, up and down must hold every expert and at most one shared one");
+        return nullptr;
+    }
+    owned->bias.assign(bias, bias + num_experts);
+    Py_INCREF(parts);
+    owned->owner = parts;
+    owned->experts = {num_experts,         top_k,          slots > static_cast<size_t>(num_experts), normalise != 0, scaling, router,
+                      owned->bias.data(), owned->gate.data(), owned->up.data(),                       owned->down.data()};
+    return PyCapsule_New(owned, kExperts, free_experts);
+}
+
+struct OwnedLayer {
+    Layer layer;
+    PyObject* owner;  // keeps the capsules alive
+};
+
+void free_layer(PyObject* capsule) {
+    auto* owned = static_cast<OwnedLayer*>(PyCapsule_GetPointer(capsule, kLayer));
+    Py_DECREF(owned->owner);
+    delete owned;
+}
+
+// pack_layer((qkv, o, experts) or (qkv, o, gate, up, down), hidden, q_heads, rotary_dim, eps, scale, input_norm, post_norm, q_norm,
+// k_norm) -> capsule. The norms stay the caller's.
+PyObject* pack_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 10);
+    PyObject* parts = a.object();
+    Layer layer{};
+    layer.hidden = a.number();
+    layer.q_heads = a.number();
+    layer.rotary_dim = a.number();
+    layer.eps = a.real();
+    layer.scale = a.real();
+    layer.input_norm = a.address<const void>();
+    layer.post_norm = a.address<const void>();
+    layer.q_norm = a.address<const void>();
+    layer.k_norm = a.address<const void>();
+    if (a.failed()) return nullptr;
+    const Py_ssize_t size = PyTuple_Size(parts);
+    auto part = [&](Py_ssize_t i, const char* name) { return PyCapsule_GetPointer(PyTuple_GetItem(parts, i), name); };
+    if (size != 3 && size != 5) {
+        a.fail("a layer has three or five parts");
+        return nullptr;
+    }
+    layer.qkv = static_cast<Linear*>(part(0, kLinear));
+    layer.o = static_cast<Linear*>(part(1, kLinear));
+    bool whole = layer.qkv && layer.o;
+    if (size == 3) {
+        auto* owned = static_cast<OwnedExperts*>(part(2, kExperts));
+        layer.experts = owned ? &owned->experts : nullptr;
+        whole = whole && owned;
+    } else {
+        layer.gate = static_cast<Linear*>(part(2, kLinear));
+        layer.up = static_cast<Linear*>(part(3, kLinear));
+        layer.down = static_cast<Linear*>(part(4, kLinear));
+        whole = whole && layer.gate && layer.up && layer.down;
+    }
+    if (!whole) return nullptr;
+    Py_INCREF(parts);
+    return PyCapsule_New(new OwnedLayer{layer, parts}, kLayer, free_layer);
+}
+
+PyObject* linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    auto* w = a.capsule<Linear>(kLinear);
+    const void* x = a.address<const void>();
+    const int rows = a.number();
+    const void* residual = a.address<const void>();
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->linear(*w, x, rows, residual, out, dtype); });
+}
+
+PyObject* linear_f32(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 5);
+    auto* w = a.capsule<Linear>(kLinear);
+    const void* x = a.address<const void>();
+    const int rows = a.number();
+    float* out = a.address<float>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->linear_f32(*w, x, rows, out, dtype); });
+}
+
+PyObject* mlp(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 8);
+    auto* gate = a.capsule<Linear>(kLinear);
+    auto* up = a.capsule<Linear>(kLinear);
+    auto* down = a.capsule<Linear>(kLinear);
+    const void* x = a.address<const void>();
+    const int rows = a.number();
+    const void* residual = a.address<const void>();
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->mlp(*gate, *up, *down, x, rows, residual, out, dtype); });
+}
+
+PyObject* moe(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    auto* owned = a.capsule<OwnedExperts>(kExperts);
+    const void* x = a.address<const void>();
+    const int rows = a.number();
+    const void* residual = a.address<const void>();
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->moe(owned->experts, x, rows, residual, out, dtype); });
+}
+
+PyObject* rms_norm(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 7);
+    const void* x = a.address<const void>();
+    const void* weight = a.address<const void>();
+    const float eps = a.real();
+    const int rows = a.number(), width = a.number();
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->rms_norm(x, weight, eps, rows, width, out, dtype); });
+}
+
+Pages pages_of(Arguments& a) {
+    void* data = a.address<void>();
+    const DType dtype = a.dtype();
+    const int kv_heads = a.number(), head_dim = a.number();
+    return {data, dtype, kv_heads, head_dim};
+}
+
+// (qkv, tokens, q_heads, q_norm, k_norm, eps, rope, rotary_dim, slots, pages x 4, q_out, dtype)
+PyObject* rope_and_write(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 15);
+    const void* qkv = a.address<const void>();
+    const int tokens = a.number(), q_heads = a.number();
+    const void* q_norm = a.address<const void>();
+    const void* k_norm = a.address<const void>();
+    const float eps = a.real();
+    const float* rope = a.address<const float>();
+    const int rotary_dim = a.number();
+    const int64_t* slots = a.address<const int64_t>();
+    const Pages pages = pages_of(a);
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->rope_and_write(qkv, tokens, q_heads, q_norm, k_norm, eps, rope, rotary_dim, slots, pages, out, dtype); });
+}
+
+AttentionBatch batch_of(Arguments& a) {
+    AttentionBatch batch{};
+    batch.requests = a.number();
+    batch.query_starts = a.address<const int64_t>();
+    batch.kv_lengths = a.address<const int64_t>();
+    batch.page_table = a.address<const int64_t>();
+    batch.table_stride = a.integer();
+    return batch;
+}
+
+// (layer, x, tokens, rope, slots, pages x 4, requests, query_starts, kv_lengths, page_table, table_stride, dtype)
+PyObject* decoder_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 15);
+    auto* owned = a.capsule<OwnedLayer>(kLayer);
+    void* x = a.address<void>();
+    const int tokens = a.number();
+    const float* rope = a.address<const float>();
+    const int64_t* slots = a.address<const int64_t>();
+    const Pages pages = pages_of(a);
+    const AttentionBatch batch = batch_of(a);
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->decoder_layer(owned->layer, x, tokens, rope, slots, pages, batch, dtype); });
+}
+
+// (q, q_heads, pages x 4, requests, query_starts, kv_lengths, page_table, table_stride, scale, out, dtype)
+PyObject* attention(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 14);
+    const void* q = a.address<const void>();
+    const int q_heads = a.number();
+    const Pages pages = pages_of(a);
+    const AttentionBatch batch = batch_of(a);
+    const float scale = a.real();
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->attention(q, q_heads, pages, batch, scale, out, dtype); });
+}
+
+const Kernels* supported(int which) {
+#if defined(__x86_64__)
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512dq");
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (which == 0) return avx512 && __builtin_cpu_supports("avx512bf16") ? avx512_bf16_kernels() : nullptr;
+    if (which == 1) return avx512 ? avx512_kernels() : nullptr;
+    return avx2 ? avx2_kernels() : nullptr;
+#else
+    (void)which;
+    return nullptr;
+#endif
+}
+
+// The instruction sets that this processor can run, best first.
+PyObject* supported_names(PyObject*, PyObject*) {
+    PyObject* names = PyList_New(0);
+    for (int i = 0; names && i < 3; i++)
+        if (const Kernels* kernels = supported(i)) {
+            PyObject* name = PyUnicode_FromString(kernels->name);
+            if (name) PyList_Append(names, name);
+            Py_XDECREF(name);
+        }
+    return names;
+}
+
+PyObject* active_name(PyObject*, PyObject*) {
+    if (!active) Py_RETURN_NONE;
+    return PyUnicode_FromString(active->name);
+}
+
+PyObject* select_kernels(PyObject*, PyObject* name) {
+    PyObject* wanted = PyUnicode_AsUTF8String(name);
+    if (!wanted) return nullptr;
+    const char* text = PyBytes_AsString(wanted);
+    const Kernels* found = nullptr;
+    for (int i = 0; i < 3; i++) {
+        const Kernels* kernels = supported(i);
+        if (kernels && std::strcmp(kernels->name, text) == 0) found = kernels;
+    }
+    Py_DECREF(wanted);
+    if (!found) {
+        PyErr_SetString(PyExc_ValueError, "this processor has no such kernels");
+        return nullptr;
+    }
+    active = found;
+    Py_RETURN_NONE;
+}
+
+PyObject* set_threads(PyObject*, PyObject* number) {
+    const long count = PyLong_AsLong(number);
+    if (count == -1 && PyErr_Occurred()) return nullptr;
+    set_num_threads(static_cast<int>(count));
+    Py_RETURN_NONE;
+}
+
+PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(num_threads()); }
+
+// num_bytes(capsule of a linear) -> bytes of its packed weight
+PyObject* num_bytes(PyObject*, PyObject* capsule) {
+    auto* w = static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear));
+    return w ? PyLong_FromSize_t(w->bytes) : nullptr;
+}
+
+#define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
+PyMethodDef methods[] = {
+    FAST(pack_linear),
+    FAST(pack_experts),
+    FAST(pack_layer),
+    FAST(decoder_layer),
+    FAST(linear),
+    FAST(linear_f32),
+    FAST(mlp),
+    FAST(moe),
+    FAST(rms_norm),
+    FAST(rope_and_write),
+    FAST(attention),
+    {"supported", supported_names, METH_NOARGS, nullptr},
+    {"active", active_name, METH_NOARGS, nullptr},
+    {"select", select_kernels, METH_O, nullptr},
+    {"set_threads", set_threads, METH_O, nullptr},
+    {"threads", threads, METH_NOARGS, nullptr},
+    {"num_bytes", num_bytes, METH_O, nullptr},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+
+PyObject* make_module() {
+    for (int i = 2; i >= 0; i--)
+        if (const Kernels* kernels = supported(i)) active = kernels;
+    return PyModule_Create(&module);
+}
+
+}  // namespace openglm
+
+PyMODINIT_FUNC PyInit__native() { return openglm::make_module(); }

@@ -1,0 +1,166 @@
+// Sixteen floats as one value, on AVX-512 (one register) or AVX2 (two). Included inside an ISA namespace by isa_*.cpp,
+// under that file's `#pragma GCC target`; everything above it is written once against this type.
+//
+// Every operation acts on each lane alone, and reductions have one fixed order, so what a row yields never depends on
+// where in a batch it stands.
+#if !defined(OPENGLM_ISA_AVX512) && !defined(OPENGLM_ISA_AVX2)
+#error "include simd.h through isa_avx512.cpp or isa_avx2.cpp"
+#endif
+
+#ifdef OPENGLM_ISA_AVX512
+
+struct vec {
+    __m512 v;
+};
+inline vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline void store(float* p, vec a) { _mm512_storeu_ps(p, a.v); }
+inline vec set1(float x) { return {_mm512_set1_ps(x)}; }
+inline vec zero() { return {_mm512_setzero_ps()}; }
+inline vec fma(vec a, vec b, vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline vec add(vec a, vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline vec sub(vec a, vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline vec mul(vec a, vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline vec div(vec a, vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline vec maximum(vec a, vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline vec minimum(vec a, vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline vec round_nearest(vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+// a * 2^n for whole n in the range of normal numbers.
+inline vec scale_by_power(vec a, vec n) {
+    __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
+    return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(bits))};
+}
+// b where a < limit, else c.
+inline vec select_less(vec a, vec limit, vec b, vec c) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, limit.v, _CMP_LT_OQ), c.v, b.v)};
+}
+// Lanes whose index is below `count` keep a, others become b.
+inline vec keep_first(vec a, int count, vec b) {
+    __mmask16 mask = count >= 16 ? 0xFFFF : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+    return {_mm512_mask_blend_ps(mask, b.v, a.v)};
+}
+inline vec load_bf16(const uint16_t* p) {
+    __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+inline void store_bf16(uint16_t* p, vec a) {
+    // Round to nearest even; NaN stays NaN because a quiet bit is set.
+    __m512i bits = _mm512_castps_si512(a.v);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+    __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+    rounded = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7FC0));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+}
+// Thirty-two bf16 as sixteen pairs: the first of each pair, and the second.
+struct pairs {
+    __m512i v;
+};
+inline pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+inline vec first_of(pairs w) { return {_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))}; }
+inline vec second_of(pairs w) { return {_mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))}; }
+
+#else  // AVX2 and FMA
+
+struct vec {
+    __m256 lo, hi;
+};
+inline vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, vec a) {
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+inline vec set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline vec fma(vec a, vec b, vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
+inline vec add(vec a, vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline vec sub(vec a, vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline vec mul(vec a, vec b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+inline vec div(vec a, vec b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+inline vec maximum(vec a, vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+inline vec minimum(vec a, vec b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+inline vec round_nearest(vec a) {
+    constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
+}
+inline __m256 scale_half(__m256 a, __m256 n) {
+    __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    return _mm256_mul_ps(a, _mm256_castsi256_ps(bits));
+}
+inline vec scale_by_power(vec a, vec n) { return {scale_half(a.lo, n.lo), scale_half(a.hi, n.hi)}; }
+inline vec select_less(vec a, vec limit, vec b, vec c) {
+    return {_mm256_blendv_ps(c.lo, b.lo, _mm256_cmp_ps(a.lo, limit.lo, _CMP_LT_OQ)),
+            _mm256_blendv_ps(c.hi, b.hi, _mm256_cmp_ps(a.hi, limit.hi, _CMP_LT_OQ))};
+}
+inline __m256 keep_half(__m256 a, int count, __m256 b) {
+    __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_set1_epi32(count), index)));
+}
+inline vec keep_first(vec a, int count, vec b) { return {keep_half(a.lo, count, b.lo), keep_half(a.hi, count - 8, b.hi)}; }
+inline __m256 widen(__m128i half) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)); }
+inline vec load_bf16(const uint16_t* p) {
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
+}
+inline __m128i narrow(__m256 a) {
+    __m256i bits = _mm256_castps_si256(a);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    rounded = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7FC0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+}
+inline void store_bf16(uint16_t* p, vec a) {
+    auto* q = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(q, narrow(a.lo));
+    _mm_storeu_si128(q + 1, narrow(a.hi));
+}
+struct pairs {
+    __m256i lo, hi;
+};
+inline pairs load_pairs(const uint16_t* p) {
+    const auto* q = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline vec first_of(pairs w) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(w.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(w.hi, 16))};
+}
+inline vec second_of(pairs w) {
+    __m256i mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(w.lo, mask)), _mm256_castsi256_ps(_mm256_and_si256(w.hi, mask))};
+}
+
+#endif
+
+inline float sum_of(vec a) {  // pairwise tree, the same on both
+    alignas(64) float x[16];
+    store(x, a);
+    for (int width = 8; width; width /= 2)
+        for (int i = 0; i < width; i++) x[i] += x[i + width];
+    return x[0];
+}
+inline float max_of(vec a) {
+    alignas(64) float x[16];
+    store(x, a);
+    float highest = x[0];
+    for (int i = 1; i < 16; i++) highest = x[i] > highest ? x[i] : highest;
+    return highest;
+}
+
+// e^x, relative error below 2e-7; exactly 0 below -87 (so for -infinity too), clamped above 88. Degree-6 polynomial after
+// range reduction by ln 2 in two parts (Cody and Waite).
+inline vec exponential(vec x) {
+    const vec lowest = set1(-87.0f);
+    vec y = minimum(maximum(x, lowest), set1(88.0f));
+    vec n = round_nearest(mul(y, set1(1.44269504088896341f)));
+    vec r = fma(n, set1(-0.693359375f), y);
+    r = fma(n, set1(2.12194440e-4f), r);
+    vec p = set1(1.9875691500e-4f);
+    p = fma(p, r, set1(1.3981999507e-3f));
+    p = fma(p, r, set1(8.3334519073e-3f));
+    p = fma(p, r, set1(4.1665795894e-2f));
+    p = fma(p, r, set1(1.6666665459e-1f));
+    p = fma(p, r, set1(5.0000001201e-1f));
+    p = fma(p, mul(r, r), add(r, set1(1.0f)));
+    return select_less(x, lowest, zero(), scale_by_power(p, n));
+}
+inline vec sigmoid(vec x) { return div(set1(1.0f), add(set1(1.0f), exponential(sub(zero(), x)))); }

@@ -1,0 +1,344 @@
+"""Native CPU kernels (`csrc/cpu`): weights packed once for streaming, and the ops of a decoder layer on them.
+
+Everything that can be wrong about a tensor is checked here, because behind the border there are only addresses. Results differ
+from `ops.reference` in rounding alone (sums run in fp32 from the first to the last input, activations between fused steps
+stay fp32). They are **batch invariant by construction**: no sum depends on how many rows, queries or threads there are.
+
+Why a plain C module and not an extension against torch: it builds in seconds with any C++20 compiler, needs no torch headers,
+survives torch updates, and a call costs well under a microsecond. Where it was not built, or the processor has no AVX2,
+`available()` is None and the reference runs.
+
+Shape legend: T tokens, K inputs, N outputs, Hq / Hkv query and KV heads, D head dim, R requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from openglm.ops.cpu import _native
+else:
+    try:
+        from openglm.ops.cpu import _native
+    except ImportError:  # built without a C++ compiler
+        _native = None
+
+MAX_HEAD_DIM = 256
+_CODES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+def available() -> str | None:
+    """The instruction set in use ("avx512_bf16", "avx512", "avx2"), or None when there are no kernels for this machine."""
+    return None if _native is None else _native.active()
+
+
+def supported() -> list[str]:
+    """Every instruction set this processor can run, best first."""
+    return [] if _native is None else _native.supported()
+
+
+def select(name: str) -> None:
+    """Use the kernels of one instruction set of `supported()`; for tests and comparisons."""
+    _native.select(name)
+
+
+def set_num_threads(count: int) -> None:
+    """Size of the kernels' own thread pool, the calling thread included."""
+    if _native is not None:
+        _native.set_threads(count)
+
+
+class PackedLinear:
+    """A weight [N, K] with its bias in panel order. bf16 where that loses nothing, so an fp32 model may stream half the bytes."""
+
+    __slots__ = ("handle", "in_features", "out_features")
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, keep_fp32: bool = False) -> None:
+        """Copies; the originals may be dropped. `keep_fp32` packs fp32 even if bf16 would hold every value."""
+        self.out_features, self.in_features = weight.shape
+        weight = weight.detach().contiguous()
+        wide = None if bias is None else bias.detach().float().contiguous()
+        address, code, bias_address = weight.data_ptr(), _code(weight), _address(wide)
+        handle = None if keep_fp32 else _native.pack_linear(address, code, self.out_features, self.in_features, bias_address, 1)
+        if handle is None:
+            handle = _native.pack_linear(address, code, self.out_features, self.in_features, bias_address, 0)
+        assert handle is not None
+        self.handle: _native.CapsuleType = handle
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the packed weight."""
+        return _native.num_bytes(self.handle)
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [T, K] -> [T, N] in the dtype of x: `x @ weight.T + bias (+ residual)`."""
+        x = _rows(x, self.in_features)
+        out = x.new_empty(x.shape[0], self.out_features)
+        _native.linear(self.handle, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
+        return out
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N] fp32."""
+        x = _rows(x, self.in_features)
+        out = torch.empty(x.shape[0], self.out_features)
+        _native.linear_f32(self.handle, x.data_ptr(), x.shape[0], out.data_ptr(), _code(x))
+        return out
+
+
+class PackedMLP:
+    """A gated MLP: `down(silu(gate(x)) * up(x))`."""
+
+    __slots__ = ("down", "gate", "up")
+
+    def __init__(self, gate_up: Tensor, down: Tensor) -> None:
+        """gate_up [2M, H] with the gate rows first, down [H, M]."""
+        gate, up = gate_up.chunk(2)
+        self.gate, self.up, self.down = PackedLinear(gate), PackedLinear(up), PackedLinear(down)
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x [T, H] -> [T, H]: `residual + mlp(x)`."""
+        x = _rows(x, self.gate.in_features)
+        out = torch.empty_like(x)
+        parts = self.gate.handle, self.up.handle, self.down.handle
+        _native.mlp(*parts, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
+        return out
+
+
+class PackedExperts:
+    """A whole mixture of experts: fp32 router with selection-only bias, routed experts, shared expert."""
+
+    __slots__ = ("handle", "hidden_size")
+
+    def __init__(
+        self,
+        *,
+        router: Tensor,
+        router_bias: Tensor,
+        gate_up: Tensor,
+        down: Tensor,
+        shared: PackedMLP | None,
+        num_experts_per_tok: int,
+        norm_topk_prob: bool,
+        scaling: float,
+    ) -> None:
+        """router [E, H], router_bias [E], gate_up [E, 2M, H] (gate rows first), down [E, H, M]."""
+        self.hidden_size = router.shape[1]
+        experts = [PackedMLP(gate_up[e], down[e]) for e in range(router.shape[0])]
+        experts += [shared] if shared is not None else []
+        parts = (
+            tuple(expert.gate.handle for expert in experts),
+            tuple(expert.up.handle for expert in experts),
+            tuple(expert.down.handle for expert in experts),
+            PackedLinear(router.float(), keep_fp32=True).handle,
+        )
+        bias = router_bias.detach().float().contiguous()
+        self.handle = _native.pack_experts(
+            parts, bias.data_ptr(), router.shape[0], num_experts_per_tok, int(norm_topk_prob), float(scaling)
+        )
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x [T, H] -> [T, H]: `residual + moe(x)`."""
+        x = _rows(x, self.hidden_size)
+        out = torch.empty_like(x)
+        _native.moe(self.handle, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
+        return out
+
+
+class PackedLayer:
+    """A whole decoder layer, one call: norm, attention over pages, norm, MLP or experts, both residuals."""
+
+    __slots__ = ("_norms", "handle", "head_dim", "hidden_size", "num_kv_heads", "rotary_dim")
+
+    def __init__(
+        self,
+        *,
+        qkv: PackedLinear,
+        o: PackedLinear,
+        mlp: PackedMLP | PackedExperts,
+        input_norm: Tensor,
+        post_norm: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        rotary_dim: int,
+    ) -> None:
+        """Norm weights [H] or [D] are kept as they are and must have the dtype of the activations."""
+        self.hidden_size, self.num_kv_heads, self.head_dim, self.rotary_dim = o.out_features, num_kv_heads, head_dim, rotary_dim
+        if qkv.out_features != (num_heads + 2 * num_kv_heads) * head_dim or o.in_features != num_heads * head_dim or head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"projections to {qkv.out_features} and from {o.in_features} do not fit {num_heads} heads of {head_dim}")
+        rest = (mlp.handle,) if isinstance(mlp, PackedExperts) else (mlp.gate.handle, mlp.up.handle, mlp.down.handle)
+        self._norms = tuple(None if norm is None else norm.detach().contiguous() for norm in (input_norm, post_norm, q_norm, k_norm))
+        addresses = tuple(_address(norm) for norm in self._norms)
+        sizes = self.hidden_size, num_heads, rotary_dim
+        self.handle = _native.pack_layer((qkv.handle, o.handle, *rest), *sizes, eps, head_dim**-0.5, *addresses)
+
+    def __call__(
+        self, x: Tensor, *, rope: Tensor, slots: Tensor, kv: Tensor, offsets: Tensor, num_requests: int, page_table: Tensor
+    ) -> Tensor:
+        """x [T, H] is overwritten by the layer's output and returned; the other arguments as in `rope_and_write` and `paged_attention`."""
+        num_tokens, hidden = x.shape
+        if hidden != self.hidden_size or not x.is_contiguous() or kv.shape[2] != self.num_kv_heads or kv.shape[4] != self.head_dim:
+            raise ValueError(f"a tensor {tuple(x.shape)} with pages {tuple(kv.shape)} is not for this layer")
+        if 2 * rope.shape[2] != self.rotary_dim or rope.shape[0] != num_tokens or slots.shape[0] != num_tokens:
+            raise ValueError(f"rope {tuple(rope.shape)} and slots {tuple(slots.shape)} do not fit {num_tokens} tokens")
+        if self._norms[0] is None or self._norms[0].dtype != x.dtype:
+            raise ValueError(f"the layer computes in the dtype of its norms, not in {x.dtype}")
+        _check_batch(offsets, num_requests, page_table)
+        starts = _dense(offsets, torch.int64)
+        _native.decoder_layer(
+            self.handle,
+            x.data_ptr(),
+            num_tokens,
+            _dense(rope, torch.float32),
+            _dense(slots, torch.int64),
+            kv.data_ptr(),
+            _code(kv),
+            self.num_kv_heads,
+            self.head_dim,
+            num_requests,
+            starts,
+            starts + 8 * (num_requests + 1),
+            page_table.data_ptr(),
+            page_table.stride(0),
+            _code(x),
+        )
+        return x
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """As `reference.rms_norm`: x [T, D], weight [D] of the same dtype -> [T, D]."""
+    x = _rows(x, weight.shape[0])
+    out = torch.empty_like(x)
+    _native.rms_norm(x.data_ptr(), _like(weight, weight, dtype=x.dtype), eps, x.shape[0], x.shape[1], out.data_ptr(), _code(x))
+    return out
+
+
+def rope_and_write(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    rope: Tensor,
+    slots: Tensor,
+    kv: Tensor,
+) -> Tensor:
+    """As `reference.rope_and_write`: qkv [T, (Hq + 2 Hkv) D], rope [T, 2, rotary_dim / 2] fp32 -> queries [T, Hq, D]."""
+    num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
+    qkv = _rows(qkv, (num_heads + 2 * num_kv_heads) * head_dim)
+    num_tokens = qkv.shape[0]
+    rotary_dim = 2 * rope.shape[2]
+    if rope.shape[0] != num_tokens or slots.shape[0] != num_tokens or rotary_dim > head_dim or head_dim > MAX_HEAD_DIM:
+        raise ValueError(f"rope {tuple(rope.shape)} and slots {tuple(slots.shape)} do not fit {num_tokens} tokens of head dim {head_dim}")
+    out = qkv.new_empty(num_tokens, num_heads, head_dim)
+    _native.rope_and_write(
+        qkv.data_ptr(),
+        num_tokens,
+        num_heads,
+        0 if q_norm is None else _like(q_norm, q_norm, dtype=qkv.dtype),
+        0 if k_norm is None else _like(k_norm, k_norm, dtype=qkv.dtype),
+        eps,
+        _dense(rope, torch.float32),
+        rotary_dim,
+        _dense(slots, torch.int64),
+        kv.data_ptr(),
+        _code(kv),
+        num_kv_heads,
+        head_dim,
+        out.data_ptr(),
+        _code(qkv),
+    )
+    return out
+
+
+def paged_attention(queries: Tensor, kv: Tensor, *, offsets: Tensor, num_requests: int, page_table: Tensor, scale: float) -> Tensor:
+    """As `reference.paged_attention`: queries [T, Hq, D] -> [T, Hq, D].
+
+    offsets [R + 1 + R] int64 holds the query starts and then the KV lengths; page_table [R, pages] int64.
+    """
+    if not queries.is_contiguous():
+        queries = queries.contiguous()
+    num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
+    num_heads = queries.shape[1]
+    if queries.shape[2] != head_dim or head_dim % 16 or head_dim > MAX_HEAD_DIM or num_heads % num_kv_heads:
+        raise ValueError(f"queries {tuple(queries.shape)} do not fit pages {tuple(kv.shape)}")
+    _check_batch(offsets, num_requests, page_table)
+    out = torch.empty_like(queries)
+    starts = _dense(offsets, torch.int64)
+    _native.attention(
+        queries.data_ptr(),
+        num_heads,
+        kv.data_ptr(),
+        _code(kv),
+        num_kv_heads,
+        head_dim,
+        num_requests,
+        starts,
+        starts + 8 * (num_requests + 1),
+        page_table.data_ptr(),
+        page_table.stride(0),
+        scale,
+        out.data_ptr(),
+        _code(queries),
+    )
+    return out
+
+
+def _check_batch(offsets: Tensor, num_requests: int, page_table: Tensor) -> None:
+    if offsets.shape[0] != 2 * num_requests + 1 or page_table.shape[0] != num_requests or page_table.stride(1) != 1:
+        raise ValueError(f"offsets {tuple(offsets.shape)} and page table {tuple(page_table.shape)} do not describe {num_requests} requests")
+
+
+def _code(x: Tensor) -> int:
+    code = _CODES.get(x.dtype)
+    if code is None or x.device.type != "cpu":
+        raise ValueError(f"native kernels take fp32 or bf16 tensors in main memory, got {x.dtype} on {x.device}")
+    return code
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    if x.dim() != 2 or x.shape[1] != width:
+        raise ValueError(f"expected rows of {width}, got a tensor of shape {tuple(x.shape)}")
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _like(x: Tensor | None, other: Tensor, *, dtype: torch.dtype | None = None) -> int:
+    """Address of a dense tensor shaped and typed like `other`; 0 for None."""
+    if x is None:
+        return 0
+    if x.shape != other.shape or x.dtype != (dtype or other.dtype) or not x.is_contiguous():
+        raise ValueError(f"expected a dense {dtype or other.dtype} tensor of shape {tuple(other.shape)}, got {x.dtype} {tuple(x.shape)}")
+    return x.data_ptr()
+
+
+def _dense(x: Tensor, dtype: torch.dtype) -> int:
+    if x.dtype != dtype or not x.is_contiguous() or x.device.type != "cpu":
+        raise ValueError(f"expected a dense {dtype} tensor in main memory, got {x.dtype} {tuple(x.shape)}")
+    return x.data_ptr()
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+__all__: Sequence[str] = [
+    "PackedExperts",
+    "PackedLayer",
+    "PackedLinear",
+    "PackedMLP",
+    "available",
+    "paged_attention",
+    "rms_norm",
+    "rope_and_write",
+    "select",
+    "set_num_threads",
+    "supported",
+]

@@ -1,0 +1,92 @@
+# Types of the C++ module; csrc/cpu/module.cpp says what each argument is. Addresses are plain integers, 0 where optional.
+class CapsuleType: ...
+
+def supported() -> list[str]: ...
+def active() -> str | None: ...
+def select(name: str, /) -> None: ...
+def set_threads(count: int, /) -> None: ...
+def threads() -> int: ...
+def num_bytes(weight: CapsuleType, /) -> int: ...
+def pack_linear(weight: int, dtype: int, n: int, k: int, bias: int, target: int, /) -> CapsuleType | None: ...
+def pack_experts(
+    parts: tuple[tuple[CapsuleType, ...], tuple[CapsuleType, ...], tuple[CapsuleType, ...], CapsuleType],
+    bias: int,
+    num_experts: int,
+    top_k: int,
+    normalise: int,
+    scaling: float,
+    /,
+) -> CapsuleType: ...
+def pack_layer(
+    parts: tuple[CapsuleType, ...],
+    hidden: int,
+    q_heads: int,
+    rotary_dim: int,
+    eps: float,
+    scale: float,
+    input_norm: int,
+    post_norm: int,
+    q_norm: int,
+    k_norm: int,
+    /,
+) -> CapsuleType: ...
+def decoder_layer(
+    layer: CapsuleType,
+    x: int,
+    tokens: int,
+    rope: int,
+    slots: int,
+    pages: int,
+    pages_dtype: int,
+    kv_heads: int,
+    head_dim: int,
+    requests: int,
+    query_starts: int,
+    kv_lengths: int,
+    page_table: int,
+    table_stride: int,
+    dtype: int,
+    /,
+) -> None: ...
+def linear(weight: CapsuleType, x: int, rows: int, residual: int, out: int, dtype: int, /) -> None: ...
+def linear_f32(weight: CapsuleType, x: int, rows: int, out: int, dtype: int, /) -> None: ...
+def mlp(
+    gate: CapsuleType, up: CapsuleType, down: CapsuleType, x: int, rows: int, residual: int, out: int, dtype: int, /
+) -> None: ...
+def moe(experts: CapsuleType, x: int, rows: int, residual: int, out: int, dtype: int, /) -> None: ...
+def rms_norm(x: int, weight: int, eps: float, rows: int, width: int, out: int, dtype: int, /) -> None: ...
+def rope_and_write(
+    qkv: int,
+    tokens: int,
+    q_heads: int,
+    q_norm: int,
+    k_norm: int,
+    eps: float,
+    rope: int,
+    rotary_dim: int,
+    slots: int,
+    pages: int,
+    pages_dtype: int,
+    kv_heads: int,
+    head_dim: int,
+    q_out: int,
+    dtype: int,
+    /,
+) -> None: ...
+def attention(
+    q: int,
+    q_heads: int,
+    pages: int,
+    pages_dtype: int,
+    kv_heads: int,
+    head_dim: int,
+    requests: int,
+    query_starts: int,
+    kv_lengths: int,
+    page_table: int,
+    table_stride: int,
+    scale: float,
+    out: int,
+    dtype: int,
+    /,
+) -> None: ...
