@@ -11,7 +11,7 @@ MODEL ?=
 
 setup: $(READY)  ## virtual environment with the locked versions
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml requirements.lock $(wildcard csrc/cpu/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openglm needs Python 3.11 or newer; run: make setup PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	@echo "Installing torch, then everything else under the locked versions (a few minutes the first time)"

@@ -1,0 +1,211 @@
+"""The native CPU kernels against the reference ops, at real widths of GLM-4.5-Air and GLM-4.5 and at awkward ones.
+
+Two things are claimed: the same numbers up to rounding, and rows that do not depend, bit for bit, on what stands beside them.
+Every instruction set that this processor can run is tested.
+"""
+
+import pytest
+import torch
+
+from openglm import ops
+from openglm.config import variant
+from openglm.model import ForwardContext, GlmModel, PagedBatch, allocate_kv
+from openglm.ops import PAGE_SIZE, PackedExperts, PackedLinear, PackedMLP, cpu, reference
+
+pytestmark = pytest.mark.skipif(cpu.available() is None, reason="no native kernels on this machine")
+
+DTYPES = (torch.float32, torch.bfloat16)
+# Relative to the largest output: fp32 sums of up to 11,000 terms; one bf16 rounding of operands and of the result.
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(params=cpu.supported(), autouse=True)
+def instruction_set(request):
+    best = cpu.available()
+    cpu.select(request.param)
+    yield request.param
+    cpu.select(best)
+
+
+def made(*shape: int, dtype: torch.dtype, scale: float = 1.0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return (torch.randn(shape, generator=generator) * scale).to(dtype)
+
+
+def assert_close(native: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> None:
+    assert native.isfinite().all()
+    assert float((native.double() - expected).abs().max()) <= TOLERANCE[dtype] * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("rows", "k", "n"), [(1, 4096, 1408), (2, 257, 33), (5, 48, 24), (13, 1408, 4096), (24, 320, 17), (1, 10944, 64), (7, 1, 1)]
+)
+def test_linear_equals_fp64_and_its_rows_stand_alone(dtype, rows, k, n):
+    x, weight, bias = made(rows, k, dtype=dtype), made(n, k, dtype=dtype, scale=k**-0.5), made(n, dtype=dtype)
+    residual = made(rows, n, dtype=dtype, seed=1)
+    packed = PackedLinear(weight, bias)
+    out = packed(x, residual)
+    assert_close(out, residual.double() + x.double() @ weight.double().T + bias.double(), dtype)
+    assert torch.equal(out, torch.cat([packed(x[i : i + 1], residual[i : i + 1]) for i in range(rows)]))
+    assert_close(PackedLinear(weight).logits(x), x.double() @ weight.double().T, dtype)
+
+
+def test_fp32_weights_that_bf16_can_hold_are_packed_as_bf16_and_give_the_same_bits():
+    x, weight = made(9, 130, dtype=torch.float32), made(40, 130, dtype=torch.bfloat16).float()
+    narrow, wide = PackedLinear(weight), PackedLinear(weight, keep_fp32=True)
+    assert 2 * narrow.num_bytes == wide.num_bytes
+    assert torch.equal(narrow(x), wide(x))
+    weight[3, 7] += 1e-6
+    assert PackedLinear(weight).num_bytes == wide.num_bytes
+    assert torch.equal(PackedLinear(weight)(x), PackedLinear(weight, keep_fp32=True)(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "hidden", "width"), [(3, 4096, 1408), (17, 40, 24), (1, 48, 80)])
+def test_mlp_equals_reference(dtype, rows, hidden, width):
+    x, residual = made(rows, hidden, dtype=dtype), made(rows, hidden, dtype=dtype, seed=1)
+    gate_up, down = made(2 * width, hidden, dtype=dtype, scale=hidden**-0.5), made(hidden, width, dtype=dtype, scale=width**-0.5)
+    out = PackedMLP(gate_up, down)(x, residual)
+    inner = reference.swiglu.swiglu(x.double() @ gate_up.double().T)
+    assert_close(out, residual.double() + inner @ down.double().T, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "experts", "top_k", "hidden", "width"), [(1, 160, 8, 64, 24), (6, 6, 2, 4096, 1408), (70, 128, 8, 48, 16)])
+@pytest.mark.parametrize("with_shared", [True, False])
+def test_experts_equal_reference_and_tokens_stand_alone(dtype, rows, experts, top_k, hidden, width, with_shared):
+    x, residual = made(rows, hidden, dtype=dtype), made(rows, hidden, dtype=dtype, seed=1)
+    router, bias = made(experts, hidden, dtype=torch.float32, scale=hidden**-0.5), made(experts, dtype=torch.float32, scale=0.1)
+    gate_up, down = (
+        made(experts, 2 * width, hidden, dtype=dtype, scale=hidden**-0.5),
+        made(experts, hidden, width, dtype=dtype, scale=width**-0.5),
+    )
+    shared = (made(2 * width, hidden, dtype=dtype, scale=hidden**-0.5), made(hidden, width, dtype=dtype, scale=width**-0.5))
+    packed = PackedExperts(
+        router=router,
+        router_bias=bias,
+        gate_up=gate_up,
+        down=down,
+        shared=PackedMLP(*shared) if with_shared else None,
+        num_experts_per_tok=top_k,
+        norm_topk_prob=True,
+        scaling=2.5,
+    )
+    out = packed(x, residual)
+    routing = ops.route(x, router, bias, num_experts_per_tok=top_k, scaling=2.5)
+    wide = ops.Routing(routing.experts, routing.weights.double(), routing.scores)
+    expected = residual.double() + ops.experts_mlp(x.double(), wide, gate_up.double(), down.double())
+    if with_shared:
+        expected = expected + reference.swiglu.swiglu(x.double() @ shared[0].double().T) @ shared[1].double().T
+    assert_close(out, expected, dtype)
+    assert torch.equal(out, torch.cat([packed(x[i : i + 1], residual[i : i + 1]) for i in range(rows)]))
+
+
+def test_experts_without_tokens_and_tokens_of_one_expert():
+    router, bias = torch.zeros(4, 32), torch.tensor([0.0, 5.0, 0.0, 0.0])
+    gate_up, down, x = made(4, 32, 32, dtype=torch.float32), made(4, 32, 16, dtype=torch.float32), made(9, 32, dtype=torch.float32)
+    packed = PackedExperts(
+        router=router, router_bias=bias, gate_up=gate_up, down=down, shared=None, num_experts_per_tok=1, norm_topk_prob=True, scaling=1.0
+    )
+    expected = reference.swiglu.swiglu(x.double() @ gate_up[1].double().T) @ down[1].double().T
+    assert_close(packed(x, torch.zeros_like(x)), expected, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [40, 128, 5120])
+def test_rms_norm_equals_reference(dtype, width):
+    x, weight = made(5, width, dtype=dtype), made(width, dtype=dtype)
+    assert_close(cpu.rms_norm(x, weight, 1e-5), reference.norm.rms_norm(x.double(), weight.double(), 1e-5), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "normed"), [(96, 8, 128, True), (10, 2, 32, True), (6, 2, 16, False)])
+def test_rotation_and_kv_write_equal_reference(dtype, heads, kv_heads, dim, normed):
+    tokens = 5
+    qkv = made(tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    norms = (made(dim, dtype=dtype), made(dim, dtype=dtype, seed=1)) if normed else (None, None)
+    rope = ops.rope_table(300, dim // 2, 1e6)[torch.tensor([0, 1, 63, 64, 299])]
+    slots = torch.tensor([70, 3, 64, 190, 0])
+    pages, expected_pages = (torch.zeros(3, 2, kv_heads, PAGE_SIZE, dim, dtype=dtype) for _ in range(2))
+    settings = {"num_heads": heads, "eps": 1e-5, "rope": rope, "slots": slots}
+    q = cpu.rope_and_write(qkv, q_norm=norms[0], k_norm=norms[1], kv=pages, **settings)
+    expected = ops.rope_and_write(qkv, q_norm=norms[0], k_norm=norms[1], kv=expected_pages, **settings)
+    assert_close(q, expected.double(), dtype)
+    assert_close(pages, expected_pages.double(), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(96, 8, 128), (10, 2, 32), (48, 1, 16)])
+def test_attention_equals_reference_and_ignores_what_unused_slots_hold(dtype, heads, kv_heads, dim):
+    lengths, queries = (1, 64, 65, 200, 130), (1, 64, 2, 7, 3)
+    starts = [0]
+    for count in queries:
+        starts.append(starts[-1] + count)
+    pages = made(20, 2, kv_heads, PAGE_SIZE, dim, dtype=dtype)
+    table = torch.randperm(20, generator=torch.Generator().manual_seed(1)).view(5, 4)
+    for r, length in enumerate(lengths):  # the slots behind a request's end
+        pages[table[r, length // PAGE_SIZE], :, :, length % PAGE_SIZE :] = float("nan")
+    q = made(starts[-1], heads, dim, dtype=dtype)
+    offsets = torch.tensor([*starts, *lengths])
+    out = cpu.paged_attention(q, pages, offsets=offsets, num_requests=5, page_table=table, scale=dim**-0.5)
+    clean = pages.nan_to_num().double()
+    expected = ops.paged_attention(q.double(), clean, query_starts=starts, kv_lengths=lengths, page_table=table, scale=dim**-0.5)
+    assert_close(out, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["tiny-air", "tiny-355b", "glm-nano"])
+def test_a_packed_model_equals_the_reference_in_any_chunks(dtype, name):
+    config, num_tokens = variant(name), 200
+    model = GlmModel(config, dtype=dtype).init_weights(3)
+    twin = GlmModel(config, dtype=dtype)
+    twin.load_state_dict(model.state_dict())
+    packed = twin.pack()
+    tokens = torch.randint(0, config.vocab_size, (num_tokens + 1,), generator=torch.Generator().manual_seed(0))
+
+    @torch.inference_mode()
+    def run(model: GlmModel, chunks: list[int]) -> torch.Tensor:
+        kv, table = allocate_kv(config, 8, dtype), torch.tensor([[5, 3, 7, 1]])
+        states, start = [], 0
+        for count in chunks:
+            positions = torch.arange(start, start + count)
+            slots = table[0][positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+            batch = PagedBatch((0, count), (start + count,), table, slots, kv)
+            ctx = ForwardContext(positions, batch, native=model.is_packed)
+            hidden = model(tokens[start : start + count], ctx)
+            states.append(torch.cat([hidden, model.mtp_forward(tokens[start + 1 : start + count + 1], hidden, ctx)], dim=1))
+            start += count
+        trunk, drafted = torch.cat(states).chunk(2, dim=1)
+        return torch.cat([model.logits(trunk), model.logits(drafted)])
+
+    whole = run(packed, [num_tokens])
+    assert torch.equal(whole, run(packed, [7, 57, 1, 64, 1, 1, 60, 9]))
+    expected = run(model, [num_tokens])
+    if dtype == torch.float32:
+        assert float((whole - expected).abs().max()) <= 2e-5
+    else:  # bf16 rounds in other places: as far from the fp32 truth as the reference is, not farther
+        truth = run(GlmModel(config).init_weights(3).to(torch.bfloat16).float(), [num_tokens])
+        assert float((whole - truth).square().mean()) <= 1.2 * float((expected - truth).square().mean())
+
+
+def test_wrong_tensors_are_refused_before_an_address_leaves_python():
+    packed = PackedLinear(made(8, 16, dtype=torch.float32))
+    with pytest.raises(ValueError, match="rows of 16"):
+        packed(made(2, 15, dtype=torch.float32))
+    with pytest.raises(ValueError, match="fp32 or bf16"):
+        packed(made(2, 16, dtype=torch.float64))
+    with pytest.raises(ValueError, match="shape"):
+        packed(made(2, 16, dtype=torch.float32), made(2, 9, dtype=torch.float32))
+
+
+def test_several_threads_give_the_same_bits():
+    x, weight = made(50, 512, dtype=torch.float32), made(1000, 512, dtype=torch.float32)
+    packed = PackedLinear(weight)
+    alone = packed(x)
+    cpu.set_num_threads(3)
+    try:
+        for _ in range(50):
+            assert torch.equal(packed(x), alone)
+    finally:
+        cpu.set_num_threads(1)
