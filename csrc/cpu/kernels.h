@@ -78,6 +78,8 @@ struct Kernels {
                            int rotary_dim, const int64_t* slots, const Pages&, void* q_out, DType dtype);
     // q [T, Hq, D] -> [T, Hq, D]: causal attention of each request's rows over its pages.
     void (*attention)(const void* q, int q_heads, const Pages&, const AttentionBatch&, float scale, void* out, DType dtype);
+    // values[row], places[row]: the largest of x[row * stride .. + n) and its first place; NaN if there is one.
+    void (*highest)(const float* x, int rows, int64_t stride, int n, float* values, int64_t* places);
     // x [T, H] becomes the layer's output, in place.
     void (*decoder_layer)(const Layer&, void* x, int tokens, const float* rope, const int64_t* slots, const Pages&, const AttentionBatch&, DType);
 };
@@ -92,8 +94,17 @@ void set_num_threads(int count);
 int num_threads();
 
 template <class F>
-void parallel_for(int count, F&& body) {
+void parallel_for(int count, bool worth_sharing, F&& body) {
+    if (!worth_sharing) {
+        for (int i = 0; i < count; i++) body(i);
+        return;
+    }
     run_parallel(count, [](void* context, int i) { (*static_cast<F*>(context))(i); }, &body);
+}
+
+template <class F>
+void parallel_for(int count, F&& body) {
+    parallel_for(count, true, static_cast<F&&>(body));
 }
 
 // 64-byte aligned memory, on huge pages where it is large; zeroed.

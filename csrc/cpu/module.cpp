@@ -303,6 +303,17 @@ PyObject* rms_norm(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->rms_norm(x, weight, eps, rows, width, out, dtype); });
 }
 
+PyObject* highest(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    const float* x = a.address<const float>();
+    const int rows = a.number();
+    const long long stride = a.integer();
+    const int n = a.number();
+    float* values = a.address<float>();
+    int64_t* places = a.address<int64_t>();
+    return run(a, [&] { active->highest(x, rows, stride, n, values, places); });
+}
+
 Pages pages_of(Arguments& a) {
     void* data = a.address<void>();
     const DType dtype = a.dtype();
@@ -439,6 +450,7 @@ PyMethodDef methods[] = {
     FAST(mlp),
     FAST(moe),
     FAST(rms_norm),
+    FAST(highest),
     FAST(rope_and_write),
     FAST(attention),
     {"supported", supported_names, METH_NOARGS, nullptr},

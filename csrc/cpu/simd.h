@@ -131,19 +131,25 @@ inline vec second_of(pairs w) {
 
 #endif
 
-inline float sum_of(vec a) {  // pairwise tree, the same on both
-    alignas(64) float x[16];
-    store(x, a);
-    for (int width = 8; width; width /= 2)
-        for (int i = 0; i < width; i++) x[i] += x[i + width];
-    return x[0];
+// Reductions fold the upper half onto the lower one until one lane is left, the same tree on both.
+#ifdef OPENGLM_ISA_AVX512
+inline __m256 low_half(vec a) { return _mm512_castps512_ps256(a.v); }
+inline __m256 high_half(vec a) { return _mm512_extractf32x8_ps(a.v, 1); }
+#else
+inline __m256 low_half(vec a) { return a.lo; }
+inline __m256 high_half(vec a) { return a.hi; }
+#endif
+inline float sum_of(vec a) {
+    const __m256 eight = _mm256_add_ps(low_half(a), high_half(a));
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
 inline float max_of(vec a) {
-    alignas(64) float x[16];
-    store(x, a);
-    float highest = x[0];
-    for (int i = 1; i < 16; i++) highest = x[i] > highest ? x[i] : highest;
-    return highest;
+    const __m256 eight = _mm256_max_ps(low_half(a), high_half(a));
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
 // e^x, relative error below 2e-7; exactly 0 below -87 (so for -infinity too), clamped above 88. Degree-6 polynomial after

@@ -126,4 +126,8 @@ class Runner:
                 self._table[row, filled : len(pages)] = torch.tensor(pages[filled:], device=self.device)
                 self._filled[row] = (sequence.admission, len(pages))
             width = max(width, len(pages))
-        return self._table[torch.tensor([s.row for s in sequences], device=self.device), :width]
+        rows = [sequence.row for sequence in sequences]
+        first, last = rows[0], rows[0] + len(rows)
+        if rows == list(range(first, last)):  # usually: a view instead of a copy
+            return self._table[first:last, :width]
+        return self._table[torch.tensor(rows, device=self.device), :width]

@@ -17,6 +17,7 @@ Shape legend: N rows, V tokens that may be sampled (padding rows of the head are
 from __future__ import annotations
 
 import hashlib
+import math
 import struct
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -24,6 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from openglm import ops
 from openglm.engine.request import SamplingParams, TokenLogprobs
 
 _FIRST_NUCLEUS_WIDTH = 256
@@ -57,12 +59,13 @@ class Sampler:
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow], adjusted: Tensor | None = None) -> list[Sampled]:
         """logits [N, >= V] fp32 -> one token per row, chosen from `adjusted` [N, V] where that is given."""
         logits = logits[:, : self.num_tokens]
-        highest, tokens = logits.max(-1)  # NaN wins a max, so `highest` tells about the whole row
+        best, tokens = ops.highest(logits)  # NaN wins, so `best` tells about the whole row
+        finite = [math.isfinite(value) for value in best.tolist()]
         source, allowed = logits, [True] * len(rows)
         if adjusted is not None:
             source = adjusted
-            best, tokens = source.max(-1)
-            allowed = best.isfinite().tolist()
+            best, tokens = ops.highest(source)
+            allowed = [math.isfinite(value) for value in best.tolist()]
         drawn = [i for i, row in enumerate(rows) if not row.params.greedy]
         if len(drawn) == len(rows):
             tokens = draw(source, rows)
@@ -70,7 +73,6 @@ class Sampler:
             index = torch.tensor(drawn, device=logits.device)
             tokens[index] = draw(source[index], [rows[i] for i in drawn])
         chosen: list[int] = tokens.tolist()
-        finite: list[bool] = highest.isfinite().tolist()
         logprobs = self._logprobs(logits, tokens, rows)
         return [Sampled(*row) for row in zip(chosen, finite, logprobs, allowed, strict=True)]
 

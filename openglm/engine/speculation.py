@@ -19,11 +19,13 @@ last row's arg max is the first draft; further drafts chain the layer on its own
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from openglm import ops
 from openglm.engine.runner import Runner, Span
 from openglm.engine.sequence import Sequence
 
@@ -96,10 +98,10 @@ class MTPProposer:
                 ]
                 ids, ctx = runner.context(behind, [(drafts[i] or [])[-1] for i in wanting])
                 states = model.mtp_forward(ids, states, ctx)
-            highest, tokens = runner.logits(states)[:, : self._num_tokens].max(-1)
-            for i, token, finite in zip(wanting, tokens.tolist(), highest.isfinite().tolist(), strict=True):
+            best, tokens = ops.highest(runner.logits(states)[:, : self._num_tokens])
+            for i, token, value in zip(wanting, tokens.tolist(), best.tolist(), strict=True):
                 chain = drafts[i]
-                if finite and chain is not None:
+                if math.isfinite(value) and chain is not None:
                     chain.append(token)
                 else:
                     drafts[i] = None

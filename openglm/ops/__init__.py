@@ -7,6 +7,7 @@ this package only.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from openglm.ops import cpu, reference
@@ -17,6 +18,12 @@ from openglm.ops.reference.linear import linear
 from openglm.ops.reference.rope import apply_rope, rope_and_write, rope_heads, rope_table
 from openglm.ops.reference.swiglu import swiglu
 
+
+
+def highest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """See `reference.highest.highest`; exact, so the kernel runs wherever there is one."""
+    native = cpu.available() is not None and x.dtype == torch.float32 and x.device.type == "cpu"
+    return cpu.highest(x) if native else reference.highest.highest(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = False) -> Tensor:
@@ -37,6 +44,7 @@ __all__ = [
     "cpu",
     "dense_attention",
     "experts_mlp",
+    "highest",
     "linear",
     "paged_attention",
     "rms_norm",

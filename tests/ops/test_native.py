@@ -189,6 +189,22 @@ def test_a_packed_model_equals_the_reference_in_any_chunks(dtype, name):
         assert float((whole - truth).square().mean()) <= 1.2 * float((expected - truth).square().mean())
 
 
+@pytest.mark.parametrize("width", [1, 15, 16, 100, 3072])
+def test_highest_equals_torch_whatever_the_row_holds(width):
+    x = made(40, width + 3, dtype=torch.float32)
+    x[1] = 0.5  # ties: the first place
+    x[2, width // 2] = float("nan")
+    x[3, width - 1] = float("inf")
+    x[4] = float("-inf")
+    x[5, : width // 2] = float("-inf")
+    x[6] = x[6].round()
+    values, places = cpu.highest(x[:, :width])
+    expected, expected_places = reference.highest.highest(x[:, :width])
+    assert torch.equal(values.nan_to_num(nan=7e30), expected.nan_to_num(nan=7e30))
+    known = ~expected.isnan()
+    assert torch.equal(places[known], expected_places[known])
+
+
 def test_wrong_tensors_are_refused_before_an_address_leaves_python():
     packed = PackedLinear(made(8, 16, dtype=torch.float32))
     with pytest.raises(ValueError, match="rows of 16"):

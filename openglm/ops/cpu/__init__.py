@@ -220,6 +220,18 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def highest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.highest.highest`: x [N, V] fp32 with dense rows -> values [N] fp32, places [N] int64."""
+    rows, width = x.shape
+    values, places = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    if x.dtype != torch.float32 or _code(x):
+        raise ValueError(f"expected fp32 rows, got {x.dtype}")
+    _native.highest(x.data_ptr(), rows, x.stride(0), width, values.data_ptr(), places.data_ptr())
+    return values, places
+
+
 def rope_and_write(
     qkv: Tensor,
     *,
@@ -335,6 +347,7 @@ __all__: Sequence[str] = [
     "PackedLinear",
     "PackedMLP",
     "available",
+    "highest",
     "paged_attention",
     "rms_norm",
     "rope_and_write",

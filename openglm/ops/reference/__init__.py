@@ -7,6 +7,6 @@ exactly that many rows (padded with zeros), and transcendental functions are tak
 tail of a loop agree after rounding.
 """
 
-from openglm.ops.reference import attention, experts, linear, norm, rope, swiglu
+from openglm.ops.reference import attention, experts, highest, linear, norm, rope, swiglu
 
-__all__ = ["attention", "experts", "linear", "norm", "rope", "swiglu"]
+__all__ = ["attention", "experts", "highest", "linear", "norm", "rope", "swiglu"]
