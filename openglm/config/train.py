@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,26 @@ class TrainConfig:
     balance_weight: float = 1e-4
     prompt_weight: float = 0.2  # loss on prompt tokens, so that schemas are read; it fades to 0 at `prompt_until`
     prompt_until: float = 0.3
+    mixture_from: float = 0.0  # progress at which the mixture of tasks begins; steps cover the rest of the way to 1
+    draft_steps: int = 240  # steps of a last stage that trains the MTP layer alone, chained on its own state
+    draft_depth: int = 3
+    draft_learning_rate: float = 1e-3
     eval_every: int = 400
     eval_episodes: int = 32  # held-out episodes per task, teacher-forced
     save_every: int = 100
     log_every: int = 20
+
+    def drafting(self) -> TrainConfig:
+        """The settings of the last stage: other data of the late mixture, no prompt loss."""
+        return replace(
+            self,
+            num_steps=self.draft_steps,
+            seed=self.seed + 1,
+            learning_rate=self.draft_learning_rate,
+            warmup_steps=min(10, self.draft_steps),
+            mixture_from=self.late_start,
+            prompt_weight=0.0,
+        )
 
     def phase(self, progress: float) -> tuple[float, float]:
         """(MTP loss weight, router bias update rate) at this point of the run."""

@@ -97,6 +97,7 @@ class GlmModel(nn.Module):
         Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
         for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
             layer.pack()
         self.lm_head.pack()
         if self.mtp is not None:

@@ -19,7 +19,6 @@ from openglm.ops.reference.rope import apply_rope, rope_and_write, rope_heads, r
 from openglm.ops.reference.swiglu import swiglu
 
 
-
 def highest(x: Tensor) -> tuple[Tensor, Tensor]:
     """See `reference.highest.highest`; exact, so the kernel runs wherever there is one."""
     native = cpu.available() is not None and x.dtype == torch.float32 and x.device.type == "cpu"

@@ -75,7 +75,7 @@ def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int, workers
     """This worker's part of the batch of `step`: episodes drawn from the mixture of that point until the token budget is full."""
     progress = step / config.num_steps
     rng = random.Random(f"{config.seed}/{step}")
-    shares = mixture(progress)
+    shares = mixture(config.mixture_from + (1 - config.mixture_from) * progress)
     documents: list[Document] = []
     total = 0
     while total < config.tokens_per_step or len(documents) < workers.count:

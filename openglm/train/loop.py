@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from openglm.config import ModelConfig
 from openglm.config.train import TrainConfig
@@ -34,7 +35,7 @@ from openglm.train.state import STATE_FILE, load_state, save_state
 from openglm.train.workers import Workers
 
 Report = dict[str, float]
-_HELDOUT_SEED = 20_000  # far from any training seed; the held-out split is disjoint by construction anyway
+HELDOUT_SEED = 20_000  # far from any training seed; the held-out split is disjoint by construction anyway
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -128,23 +129,37 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Share of held-out episodes per task whose every trained token is the argmax; `mtp` is the draft's token accuracy."""
-        batches = heldout_batches(self.tokenizer, list(TASKS), self.config.eval_episodes, _HELDOUT_SEED, 2 * self.config.tokens_per_step)
+        batches = heldout_batches(self.tokenizer, list(TASKS), self.config.eval_episodes, HELDOUT_SEED, 2 * self.config.tokens_per_step)
         return teacher_forced_accuracy(self.model, batches)
 
-    def _step(self, batch: Batch) -> Report:
-        config, progress = self.config, self.step / self.config.num_steps
-        started = time.monotonic()
-        rate = learning_rate(config, self.step)
-        mtp_weight, bias_rate = config.phase(progress)
+    def loss(self, batch: Batch, totals: Tensor) -> tuple[Tensor, Report]:
+        """What to descend on, this worker's share of the step's loss, and its parts by name, which add up over workers.
+
+        `totals` are the step's loss weights of trunk and MTP layer, its tokens and its documents, over all workers.
+        """
+        mtp_weight, _ = self.config.phase(self.step / self.config.num_steps)
         ctx = ForwardContext.dense(batch.lengths, on_routing=self.balance.record)
-        totals = self.workers.sum(torch.cat([batch.weights.sum(0), torch.tensor([len(batch.tokens), len(batch.lengths)])]))
         with torch.autocast("cpu", torch.bfloat16):
             losses = pretrain_losses(self.model, batch, ctx, totals[:2])
         balance = self.balance.loss(batch.document_of_token, len(batch.lengths)) * (len(batch.lengths) / totals[3])
-        loss = losses.trunk + mtp_weight * losses.mtp + config.balance_weight * balance
+        total = losses.trunk + mtp_weight * losses.mtp + self.config.balance_weight * balance
+        return total, {"loss": float(losses.trunk.detach()), "mtp_loss": float(losses.mtp.detach())}
+
+    def balance_routers(self) -> Report:
+        """Move the routers' biases after a step; returns what to report of it."""
+        _, rate = self.config.phase(self.step / self.config.num_steps)
+        return {"max_violation": self.balance.update(rate, self.workers)}
+
+    def _step(self, batch: Batch) -> Report:
+        config = self.config
+        started = time.monotonic()
+        rate = learning_rate(config, self.step)
+        totals = self.workers.sum(torch.cat([batch.weights.sum(0), torch.tensor([len(batch.tokens), len(batch.lengths)])]))
+        loss, parts = self.loss(batch, totals)
         loss.backward()
-        self.workers.sum_gradients(self.model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip)
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.workers.sum_gradients(trained)
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.grad_clip)
         if not math.isfinite(float(norm)):
             raise DataError(f"step {self.step}: the gradient is not finite; resume from the last saved state with a lower learning rate")
         for optimizer in self.optimizers:
@@ -152,14 +167,12 @@ class Trainer:
                 group["lr"] = rate
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        overload = self.balance.update(bias_rate, self.workers)
-        trunk, mtp = self.workers.sum(torch.stack([losses.trunk.detach(), losses.mtp.detach()])).tolist()
+        sums = self.workers.sum(torch.tensor(list(parts.values()))).tolist()
         return {
-            "loss": trunk,
-            "mtp_loss": mtp,
+            **dict(zip(parts, sums, strict=True)),
             "grad_norm": float(norm),
             "learning_rate": rate,
-            "max_violation": overload,
+            **self.balance_routers(),
             "tokens": float(totals[2]),
             "tokens_per_second": float(totals[2]) / (time.monotonic() - started),
         }

@@ -26,15 +26,17 @@ def pretrain_losses(model: GlmModel, batch: Batch, ctx: ForwardContext, weight_t
     token i + 2. Sums are divided by `weight_totals` [2], the loss weights of the whole step over all workers.
     """
     hidden = model(batch.tokens, ctx)
-    trunk = _weighted_sum(model, hidden, batch.targets[:, 0], batch.weights[:, 0]) / weight_totals[0].clamp(min=1e-6)
+    trunk = weighted_sum(model, hidden, batch.targets[:, 0], batch.weights[:, 0]) / weight_totals[0].clamp(min=1e-6)
     if not model.has_mtp:
         return Losses(trunk, torch.zeros(()))
     drafted = model.mtp_forward(batch.next_tokens, hidden, ctx)
-    mtp = _weighted_sum(model, drafted, batch.targets[:, 1], batch.weights[:, 1]) / weight_totals[1].clamp(min=1e-6)
+    mtp = weighted_sum(model, drafted, batch.targets[:, 1], batch.weights[:, 1]) / weight_totals[1].clamp(min=1e-6)
     return Losses(trunk, mtp)
 
 
-def _weighted_sum(model: GlmModel, hidden: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    rows = weights.nonzero().squeeze(1)
+def weighted_sum(model: GlmModel, hidden: Tensor, targets: Tensor, weights: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Sum over positions of weight times cross-entropy; hidden [T, H], targets and weights [T]. Only `rows` (those with a weight,
+    found here if not given) reach the head."""
+    rows = weights.nonzero().squeeze(1) if rows is None else rows
     losses = F.cross_entropy(model.logits(hidden.index_select(0, rows)), targets[rows], reduction="none")
     return (losses * weights[rows]).sum()

@@ -19,6 +19,7 @@ from openglm.config import ModelConfig, variant
 from openglm.config.train import TrainConfig
 from openglm.synth import corpus_sample
 from openglm.text.tokenizer import Tokenizer
+from openglm.train.drafting import DraftTrainer
 from openglm.train.loop import Report, Trainer
 from openglm.train.tokenizer import train_tokenizer
 from openglm.train.workers import Workers
@@ -31,9 +32,13 @@ def train_nano(folder: Path, config: TrainConfig, *, workers: Workers, resume: b
     tokenizer = _tokenizer(folder, config.seed)
     trainer = Trainer.open(folder, nano_config(tokenizer), config, tokenizer, workers=workers, resume=resume)
     trainer.run(report)
+    if config.draft_steps:
+        drafting = folder / "drafting"
+        trainer = DraftTrainer.open(drafting, trainer.model.config, config.drafting(), tokenizer, workers=workers, resume=drafting.exists())
+        trainer.run(lambda line: report(line | {"step": config.num_steps + line["step"]}))
     target = folder / "model"
     if workers.is_first:
-        export(trainer, target)
+        export(trainer, target, log=folder / "log.jsonl")
     return target
 
 
@@ -42,12 +47,14 @@ def nano_config(tokenizer: Tokenizer) -> ModelConfig:
     return replace(variant("glm-nano"), eos_token_id=tuple(tokenizer.stop_ids), pad_token_id=tokenizer.endoftext)
 
 
-def export(trainer: Trainer, target: Path) -> None:
-    """Write the model in the official layout in bf16, with tokenizer, generation defaults and training log."""
+def export(trainer: Trainer, target: Path, *, log: Path) -> None:
+    """Write the model in the official layout in bf16, with tokenizer, generation defaults and the training log and that of drafting."""
     config = trainer.model.config
     save_model(trainer.model, target, dtype=torch.bfloat16)
-    shutil.copyfile(trainer.folder / "tokenizer.json", target / "tokenizer.json")
-    shutil.copyfile(trainer.folder / "log.jsonl", target / "training_log.jsonl")
+    shutil.copyfile(log.parent / "tokenizer.json", target / "tokenizer.json")
+    shutil.copyfile(log, target / "training_log.jsonl")
+    if trainer.folder != log.parent:
+        shutil.copyfile(trainer.folder / "log.jsonl", target / "drafting_log.jsonl")
     defaults = {"eos_token_id": list(config.eos_token_id), "pad_token_id": config.pad_token_id, "temperature": 0.0}
     (target / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n", "utf-8")
 

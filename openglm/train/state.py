@@ -40,6 +40,11 @@ def save_state(path: Path, model: GlmModel, optimizers: Sequence[torch.optim.Opt
     temporary.replace(path / STATE_FILE)
 
 
+def load_weights(path: Path, model: GlmModel) -> None:
+    """Only the weights of the state saved in `path`."""
+    load_state(path, model, ())
+
+
 def load_state(path: Path, model: GlmModel, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, float]:
     """Put the saved state back into `model` and `optimizers`; returns what was saved as `progress`."""
     file = path / STATE_FILE

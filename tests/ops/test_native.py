@@ -72,7 +72,9 @@ def test_mlp_equals_reference(dtype, rows, hidden, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "experts", "top_k", "hidden", "width"), [(1, 160, 8, 64, 24), (6, 6, 2, 4096, 1408), (70, 128, 8, 48, 16)])
+@pytest.mark.parametrize(
+    ("rows", "experts", "top_k", "hidden", "width"), [(1, 160, 8, 64, 24), (6, 6, 2, 4096, 1408), (70, 128, 8, 48, 16)]
+)
 @pytest.mark.parametrize("with_shared", [True, False])
 def test_experts_equal_reference_and_tokens_stand_alone(dtype, rows, experts, top_k, hidden, width, with_shared):
     x, residual = made(rows, hidden, dtype=dtype), made(rows, hidden, dtype=dtype, seed=1)

@@ -171,7 +171,11 @@ class PackedLayer:
     ) -> None:
         """Norm weights [H] or [D] are kept as they are and must have the dtype of the activations."""
         self.hidden_size, self.num_kv_heads, self.head_dim, self.rotary_dim = o.out_features, num_kv_heads, head_dim, rotary_dim
-        if qkv.out_features != (num_heads + 2 * num_kv_heads) * head_dim or o.in_features != num_heads * head_dim or head_dim > MAX_HEAD_DIM:
+        if (
+            qkv.out_features != (num_heads + 2 * num_kv_heads) * head_dim
+            or o.in_features != num_heads * head_dim
+            or head_dim > MAX_HEAD_DIM
+        ):
             raise ValueError(f"projections to {qkv.out_features} and from {o.in_features} do not fit {num_heads} heads of {head_dim}")
         rest = (mlp.handle,) if isinstance(mlp, PackedExperts) else (mlp.gate.handle, mlp.up.handle, mlp.down.handle)
         self._norms = tuple(None if norm is None else norm.detach().contiguous() for norm in (input_norm, post_norm, q_norm, k_norm))
