@@ -79,6 +79,7 @@ class EngineStream:
             output.token_ids = self._pending.token_ids + output.token_ids
             if self._pending.logprobs is not None:
                 output.logprobs = self._pending.logprobs + (output.logprobs or [])
+            output.prompt_logprobs = self._pending.prompt_logprobs or output.prompt_logprobs
         self._pending = output
         self._arrived.set()
 

@@ -186,7 +186,13 @@ class EngineProcess:
                 for item in items:
                     if item.finish_reason is not None:
                         connection.requests.discard(item.request_id)
-                self._send(connection, protocol.Outputs(items))
+                # Scored prompts are large; each travels in a frame of its own, so that no company can exceed the frame limit.
+                large = [item for item in items if item.prompt_logprobs]
+                for item in large:
+                    self._send(connection, protocol.Outputs([item]))
+                rest = [item for item in items if not item.prompt_logprobs] if large else items
+                if rest:
+                    self._send(connection, protocol.Outputs(rest))
 
     def _show_progress(self, core: EngineCore) -> None:
         now = time.monotonic()
