@@ -95,7 +95,12 @@ class EngineProcess:
         while True:
             self._poll(None if not core.has_work else 0.0)
             if core.has_work:
-                self._deliver(core.step())
+                try:
+                    outputs = core.step()
+                except Exception as error:  # of the batch as a whole: the state is unknown, only a new process helps
+                    self._announce(protocol.Failed("EngineError", f"a step of the engine failed ({type(error).__name__}: {error})"[:500]))
+                    raise
+                self._deliver(outputs)
                 self._show_progress(core)
 
     def _enter_phase(self, name: str) -> None:

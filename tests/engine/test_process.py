@@ -34,7 +34,7 @@ LONG = SamplingParams(max_tokens=1000, ignore_eos=True)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client():
-    client = AsyncEngineClient(CONFIG, supervision=Supervision(hang_timeout_s=1.0, backoff_s=(0.0, 0.0, 0.0)))
+    client = AsyncEngineClient(CONFIG, supervision=Supervision(prefill_timeout_s=5.0, decode_timeout_s=1.0, backoff_s=(0.0, 0.0, 0.0)))
     await client.start()
     yield client
     pid, directory = client.pid, client._child._directory
