@@ -124,6 +124,7 @@ class EngineCore:
         leader = self._live.get(request.follows) if request.follows is not None else None
         sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
         self.scheduler.add(sequence)
+        self._stats.max_waiting = max(self._stats.max_waiting, len(self.scheduler.waiting))
         detokenizer = self._detokenizer() if params.stop and self._detokenizer is not None else None
         stop_checker = StopChecker(params, self.stop_ids, detokenizer)
         self._live[request.id] = (sequence, stop_checker)
@@ -168,7 +169,9 @@ class EngineCore:
         clock.lap("draft")
         outputs = [self._conclude(verdict) for verdict in verdicts]
         self._stats.num_steps += 1
-        if self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
+        self._stats.num_scheduled_sequences += len(batch.spans)
+        self._stats.num_scheduled_tokens += batch.spans[-1].first_row + batch.spans[-1].num_rows
+        if not self.scheduler.pool.balanced or self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
             self.check_pages()
         clock.lap("output")
         return outputs
