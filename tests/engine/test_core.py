@@ -229,7 +229,7 @@ def test_one_token_answers_fill_the_prefix_cache_too():
 
 def test_step_times_and_counters_add_up():
     core = make_core()
-    generate(core, [[1, 2, 3]] * 3, SamplingParams(max_tokens=5, ignore_eos=True))
+    generate(core, [[1, 2, 3]] * 3, SamplingParams(max_tokens=5, temperature=0, ignore_eos=True))
     stats = core.stats()
     assert stats.num_prefill_tokens == 9 and stats.num_generated_tokens == 15
     assert all(getattr(stats.times, name) > 0 for name in stats.times.__struct_fields__)

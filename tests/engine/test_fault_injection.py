@@ -26,7 +26,7 @@ PARAMS = [
         seed=i,
         logprobs=2,
         prompt_logprobs=1,
-        frequency_penalty=0.3 * (i % 4),
+        frequency_penalty=0.1 + 0.2 * (i % 4),
         stop=("never",),
         ignore_eos=True,
     )
@@ -78,7 +78,7 @@ def _break_detokenizer(core: EngineCore, request_id: str) -> None:
 
 
 def _break_adjustment(core: EngineCore, request_id: str) -> None:
-    core.adjuster._states[request_id] = Bomb()
+    core.adjuster._states[request_id].bias_ids = Bomb()
 
 
 def _poison_page(core: EngineCore, request_id: str) -> None:
