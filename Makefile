@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 MODEL ?=
 
-.PHONY: setup serve chat test test-slow check format nano lock clean
+.PHONY: setup serve chat test test-slow test-exactness check format nano lock clean
 
 setup: $(READY)  ## virtual environment with the locked versions
 
@@ -28,8 +28,11 @@ chat: $(READY)  ## chat in the terminal with the embedded model, or MODEL=direct
 test: $(READY)  ## the fast tests
 	$(BIN)/pytest
 
-test-slow: $(READY)  ## every test, also those that need minutes
-	$(BIN)/pytest -m "slow or not slow"
+test-slow: $(READY)  ## every test but the exactness matrix, also those that need minutes
+	$(BIN)/pytest -m "not exactness"
+
+test-exactness: $(READY)  ## the engine's bitwise matrix; ARGS="--last-failed" or ARGS="-k preempted-bfloat16" runs a part
+	$(BIN)/pytest -m exactness tests/engine/test_exactness_matrix.py $(ARGS)
 
 check: $(READY)  ## lint, types, layering, spelling
 	$(BIN)/ruff check .

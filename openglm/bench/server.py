@@ -58,7 +58,7 @@ def measure_server(
     flags: Sequence[str], *, streams: int = 8, rounds: int = 5, tokens: int = 128, progress: Callable[[str], None]
 ) -> ServerFigures:
     """Start `glm serve` with `flags`, measure, stop it. Figures are medians over `rounds`."""
-    with _running_server(flags, progress) as (url, ready_s, server):
+    with running_server(flags, progress) as (url, ready_s, server):
         progress(f"ready after {ready_s:.2f} s; warming up")
         asyncio.run(_answer(url, "Hello", tokens))
         progress(f"one stream, {rounds} rounds of {tokens} tokens")
@@ -83,7 +83,8 @@ def measure_server(
 
 
 @contextlib.contextmanager
-def _running_server(flags: Sequence[str], progress: Callable[[str], None]) -> Iterator[tuple[str, float, psutil.Process]]:
+def running_server(flags: Sequence[str], progress: Callable[[str], None]) -> Iterator[tuple[str, float, psutil.Process]]:
+    """`glm serve` on a free port, ended with the block: its URL, the seconds until it was ready, and its process."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"

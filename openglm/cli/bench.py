@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from openglm.cli.report_file import writable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.table import Table
+
+    from openglm.bench.machine import Machine
+
 
 def command(
-    what: Annotated[str, typer.Argument(help="What to measure: server.")] = "server",
+    what: Annotated[str, typer.Argument(help="What to measure: server, offline or recovery.")] = "server",
     model: Annotated[Path | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
-    serve_flags: Annotated[str, typer.Option(help="Further flags for glm serve, as one string.")] = "",
-    streams: Annotated[int, typer.Option(min=1, help="Streams of the measurement with company.")] = 8,
-    rounds: Annotated[int, typer.Option(min=1, help="Repetitions; the median counts.")] = 5,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens per answer.")] = 128,
+    serve_flags: Annotated[str, typer.Option(help="server, recovery: further flags for glm serve, as one string.")] = "",
+    streams: Annotated[int | None, typer.Option(min=1, help="server, recovery: streams at once. Default: 8, 32.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="server, offline: tokens per answer.")] = 128,
+    quick: Annotated[bool, typer.Option("--quick", help="offline: a smoke run of seconds, whose figures mean nothing.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
@@ -24,30 +32,96 @@ def command(
     glm bench server                                             the embedded model, as a user meets it
 
     glm bench server --serve-flags "--num-speculative-tokens 0"  the same without MTP drafts
+
+    glm bench offline                                            the engine alone: streams, draft depths, step parts, prefix cache
+
+    glm bench recovery                                           kill -9 of the engine under 32 streams, 20 times
     """
     import shlex
 
     import msgspec
     from rich.console import Console
-    from rich.table import Table
 
-    from openglm.bench.server import measure_server
     from openglm.errors import ConfigError
 
-    if what != "server":
-        raise ConfigError(f"no measurement is called {what!r}; known: server")
-    errors = Console(stderr=True)
+    tell = Console(stderr=True).print
     flags = [*([str(model)] if model else []), *shlex.split(serve_flags)]
-    figures = measure_server(flags, streams=streams, rounds=rounds, tokens=tokens, progress=errors.print)
-    machine = figures.machine
-    table = Table(title=f"{figures.command}  ({machine.cores} cores, {machine.cpu}, torch {machine.torch})")
-    table.add_column("figure")
-    table.add_column("value", justify="right")
+    match what:
+        case "server":
+            figures, tables = _server(flags, streams or 8, rounds or 5, tokens, tell)
+        case "offline":
+            figures, tables = _offline(model, rounds, tokens, quick, tell)
+        case "recovery":
+            figures, tables = _recovery(flags, streams or 32, rounds or 20, tell)
+        case _:
+            raise ConfigError(f"no measurement is called {what!r}; known: server, offline, recovery")
+    for table in tables:
+        Console().print(table)
+    if json_file:
+        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+
+
+def _server(flags: list[str], streams: int, rounds: int, tokens: int, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+    from openglm.bench.server import measure_server
+
+    figures = measure_server(flags, streams=streams, rounds=rounds, tokens=tokens, progress=tell)
+    table = _table(figures.command, figures.machine, "figure", "value")
     table.add_row("ready after", f"{figures.ready_s:.2f} s")
     table.add_row("first token", f"{figures.first_token_ms:.0f} ms")
     table.add_row("one stream", f"{figures.single_stream_tokens_per_second:.0f} tok/s")
     table.add_row(f"{figures.streams} streams, all together", f"{figures.total_tokens_per_second:.0f} tok/s")
     table.add_row("memory (RSS of all processes)", f"{figures.rss_bytes / 2**20:.0f} MiB")
-    Console().print(table)
-    if json_file:
-        json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+    return figures, [table]
+
+
+def _offline(model: Path | None, rounds: int | None, tokens: int, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+    from openglm.bench.offline import STREAMS, measure_offline
+
+    name = str(model) if model else None
+    if quick:
+        figures = measure_offline(name, streams=(1, 2), depths=(2,), rounds=rounds or 1, tokens=8, prefix_tokens=256, progress=tell)
+    else:
+        figures = measure_offline(name, rounds=rounds or 5, tokens=tokens, progress=tell)
+    counts = [count for count in STREAMS if any(speed.streams == count for speed in figures.speeds)]
+    title = f"glm bench offline, {figures.model}: tokens/s, median of {figures.rounds}"
+    speeds = _table(title, figures.machine, "drafts", *(f"{count} stream{'s' * (count > 1)}" for count in counts))
+    for variant in dict.fromkeys(speed.variant for speed in figures.speeds):
+        medians = {speed.streams: speed.median for speed in figures.speeds if speed.variant == variant}
+        speeds.add_row(variant, *(f"{medians[count]:.0f}" for count in counts))
+    parts = _table(None, None, "figure", "value")
+    total = sum(figures.step_ms.values())
+    for part, milliseconds in figures.step_ms.items():
+        parts.add_row(
+            f"{part}, per step at {figures.step_streams} streams", f"{milliseconds:.3f} ms ({milliseconds / max(total, 1e-9):.1%})"
+        )
+    parts.add_row(f"first token, {figures.prefix_tokens} tokens shared, cold", f"{figures.first_token_cold_ms:.0f} ms")
+    parts.add_row("the same, warm", f"{figures.first_token_warm_ms:.0f} ms")
+    marks = _table(None, None, "mark", "measured", "aim", "")
+    for mark in figures.marks:
+        value = "not measured" if mark.value is None else f"{mark.value:.3g}"
+        marks.add_row(mark.name, value, mark.aim, {True: "holds", False: "missed", None: ""}[mark.holds])
+    return figures, [speeds, parts, marks]
+
+
+def _recovery(flags: list[str], streams: int, rounds: int, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+    from openglm.bench.recovery import measure_recovery
+
+    figures = measure_recovery(flags, streams=streams, rounds=rounds, progress=tell)
+    table = _table(
+        f"{figures.command}, engine killed under {streams} streams", figures.machine, "kill", "told", "last told", "ready", "answered"
+    )
+    for number, one in enumerate(figures.rounds, 1):
+        times = (f"{seconds:.2f} s" for seconds in (one.last_told_s, one.ready_s, one.answered_s))
+        table.add_row(str(number), f"{one.num_told} of {streams}", *times)
+    table.caption = f"{figures.num_good} of {rounds}: everyone told within 1 s, ready within 10 s, the port open all the time"
+    return figures, [table]
+
+
+def _table(title: str | None, machine: Machine | None, first: str, *others: str) -> Table:
+    from rich.table import Table
+
+    table = Table(title=f"{title}  ({machine.cores} cores, {machine.cpu}, torch {machine.torch})" if machine else title)
+    table.add_column(first)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

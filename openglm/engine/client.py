@@ -25,7 +25,7 @@ from openglm.config.engine import EngineConfig
 from openglm.engine import protocol
 from openglm.engine.request import EngineOutput, GenerationRequest, RequestFailure, validate_request
 from openglm.engine.stats import EngineStats
-from openglm.engine.supervisor import EngineChild, Supervision
+from openglm.engine.supervisor import Activity, EngineChild, Supervision
 from openglm.errors import CheckpointError, ConfigError, EngineDeadError, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class EngineStream:
         self._abandon = abandon
         self._pending: EngineOutput | None = None
         self._arrived = asyncio.Event()
+        self.has_output = False
+        """Whether anything has arrived, so the prompt is done."""
         self._ended = False  # the terminal output has been handed out, or nobody wants it
 
     def __aiter__(self) -> EngineStream:
@@ -73,12 +75,14 @@ class EngineStream:
 
     def deliver(self, output: EngineOutput) -> None:
         """Called by the client for everything that arrives."""
+        self.has_output = True
         if self._ended:
             return
         if self._pending is not None:
             output.token_ids = self._pending.token_ids + output.token_ids
             if self._pending.logprobs is not None:
                 output.logprobs = self._pending.logprobs + (output.logprobs or [])
+            output.prompt_logprobs = self._pending.prompt_logprobs or output.prompt_logprobs
         self._pending = output
         self._arrived.set()
 
@@ -217,23 +221,32 @@ class AsyncEngineClient:
         child: EngineChild | None = None
         watchdog: asyncio.Task[None] | None = None
         try:
-            child = await EngineChild.spawn(self.config, timeout_s=patience.phase_timeout_s)
-            self._info = await child.wait_ready(self._enter_phase, phase_timeout_s=patience.phase_timeout_s)
-            self._child = child
+            child = self._child = await EngineChild.spawn(self.config, timeout_s=patience.start_timeout_s)
+            self._info = await child.wait_ready(self._enter_phase, patience=patience)
             await self._enter("ready")
-            watchdog = asyncio.create_task(child.watch(self._is_busy, hang_timeout_s=patience.hang_timeout_s))
+            watchdog = asyncio.create_task(child.watch(self._activity, patience=patience))
             while True:
                 self._handle(await child.receive())
         except EngineDeadError as error:
-            self.state, self._child, self.last_error = "restarting", None, str(error)
-            self._fail_all(str(error))  # before the clean-up, for which no client should wait
+            self._lose_engine(str(error))
             raise
+        except (ConfigError, CheckpointError):
+            raise
+        except Exception as error:  # a bug on this side must not leave clients waiting for an engine that nobody reads
+            logger.exception("the engine's supervisor failed")
+            self._lose_engine(f"the engine's supervisor failed ({type(error).__name__})")
+            raise EngineDeadError(self.last_error) from error
         finally:
             self._child = None
             if watchdog is not None:
                 watchdog.cancel()
             if child is not None:
                 await child.close()
+
+    def _lose_engine(self, why: str) -> None:
+        """Tell everyone at once, before the clean-up, for which no client should wait."""
+        self.state, self._child, self.last_error = "restarting", None, why
+        self._fail_all(why)
 
     def _handle(self, message: protocol.FromEngine) -> None:
         match message:
@@ -245,17 +258,21 @@ class AsyncEngineClient:
                     stream.deliver(output)
                     if output.finish_reason is not None:
                         del self._streams[output.request_id]
-                        self._has_served = True
+                        self._has_served = self._has_served or output.finish_reason in ("stop", "length")
                         self._finish_times.append(asyncio.get_running_loop().time())
             case protocol.Stats(query, stats):
                 future = self._queries.get(query)
                 if future is not None and not future.done():
                     future.set_result(stats)
+            case protocol.Failed(_, text):
+                raise EngineDeadError(text)
             case protocol.Refused(text):
                 logger.error("the engine process refused a message: %s", text)
 
-    def _is_busy(self) -> bool:
-        return bool(self._streams or self._queries)
+    def _activity(self) -> Activity:
+        if not self._streams:
+            return "idle"
+        return "decode" if all(stream.has_output for stream in self._streams.values()) else "prefill"
 
     def _abandon(self, request_id: str) -> None:
         if self._streams.pop(request_id, None) is not None and self._child is not None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
 from openglm.engine.adjust import LogitAdjuster
+from openglm.engine.prompt_logprobs import PromptScorer
 from openglm.engine.request import EngineOutput, FinishReason, GenerationRequest, RequestFailure, validate_request
 from openglm.engine.runner import Batch, Runner, Span
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow
@@ -87,6 +88,7 @@ class EngineCore:
         self.runner = Runner(model, config)
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         self.sampler = Sampler(self.num_tokens)
+        self.prompt_scorer = PromptScorer(self.runner, self.num_tokens)
         self.proposer: Proposer | None = None
         if config.num_speculative_tokens:
             self.proposer = MTPProposer(self.runner, num_tokens=self.num_tokens)
@@ -122,10 +124,12 @@ class EngineCore:
         leader = self._live.get(request.follows) if request.follows is not None else None
         sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
         self.scheduler.add(sequence)
+        self._stats.max_waiting = max(self._stats.max_waiting, len(self.scheduler.waiting))
         detokenizer = self._detokenizer() if params.stop and self._detokenizer is not None else None
         stop_checker = StopChecker(params, self.stop_ids, detokenizer)
         self._live[request.id] = (sequence, stop_checker)
         self.adjuster.add(sequence, stop_checker.stop_ids)
+        self.prompt_scorer.add(sequence)
 
     def abort(self, request_id: str) -> EngineOutput | None:
         """End a request now and free its pages; None when it is not (or no longer) known."""
@@ -156,6 +160,7 @@ class EngineCore:
         hidden = self.runner.forward(batch)
         logits = self.runner.logits(self.runner.take(hidden, batch.logit_rows)) if batch.logit_rows else None
         clock.lap("forward")
+        self.prompt_scorer.score(batch, hidden)
         verdicts = self._choose(batch, logits) if logits is not None else []
         clock.lap("sample")
         settled = self._settle(batch, verdicts)
@@ -164,7 +169,9 @@ class EngineCore:
         clock.lap("draft")
         outputs = [self._conclude(verdict) for verdict in verdicts]
         self._stats.num_steps += 1
-        if self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
+        self._stats.num_scheduled_sequences += len(batch.spans)
+        self._stats.num_scheduled_tokens += batch.spans[-1].first_row + batch.spans[-1].num_rows
+        if not self.scheduler.pool.balanced or self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
             self.check_pages()
         clock.lap("output")
         return outputs
@@ -240,12 +247,17 @@ class EngineCore:
     def _accept(self, span: Span, chosen: list[Sampled]) -> Verdict:
         """Keep the tokens up to and including the first that differs from its draft, or that ends the request."""
         sequence, stop_checker = self._live[span.sequence.id]
+        unscored = self.prompt_scorer.failure(sequence)
+        if unscored is not None:
+            return Verdict(span, finish_reason="error", failure=unscored)
         num_right = longest_match(sequence.drafts, [row.token for row in chosen])
         kept: list[Sampled] = []
         for row in chosen[: num_right + 1]:
             if not row.finite:
                 failure = RequestFailure("not_finite", "the model's output is not finite (NaN or infinity)")
                 return Verdict(span, finish_reason="error", failure=failure)
+            if len(sequence.tokens) >= sequence.max_total:  # max_tokens 0: the prompt was all that was asked about
+                return Verdict(span, finish_reason="length")
             if not row.allowed:
                 failure = RequestFailure("invalid_request", "the request's bans leave no token to choose", "bad_words")
                 return Verdict(span, finish_reason="error", failure=failure)
@@ -277,6 +289,8 @@ class EngineCore:
             sequence.computed += num_rows
             sequence.tokens += [row.token for row in verdict.kept]
             sequence.drafts = []
+            if not num_rows:
+                continue
             depth = 0
             if verdict.finish_reason is None:
                 depth = min(self.config.num_speculative_tokens, sequence.max_total - len(sequence.tokens) - 1)
@@ -298,6 +312,7 @@ class EngineCore:
     def _conclude(self, verdict: Verdict) -> EngineOutput:
         """Publish what is complete, end what is done, and say what is new."""
         sequence = verdict.span.sequence
+        prompt_logprobs = self.prompt_scorer.take(sequence)
         if verdict.failure is None:  # finite logits: every position they attended to is sound
             self.scheduler.publish(sequence, sequence.computed)
         if verdict.finish_reason is not None:
@@ -314,6 +329,7 @@ class EngineCore:
             sequence.num_drafted,
             sequence.num_accepted,
             verdict.failure,
+            prompt_logprobs,
         )
 
     def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -322,6 +338,7 @@ class EngineCore:
             self._quarantine(sequence)
         self.scheduler.finish(sequence)
         self.adjuster.remove(sequence.id)
+        self.prompt_scorer.remove(sequence.id)
         del self._live[sequence.id]
         self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
 
@@ -334,7 +351,7 @@ class EngineCore:
     def _count(self, span: Span, num_kept: int) -> None:
         sequence, stats = span.sequence, self._stats
         num_drafts = len(sequence.drafts)
-        num_accepted = num_kept - 1
+        num_accepted = max(0, num_kept - 1)
         for position in range(num_drafts):
             stats.drafted_by_position[position] += 1
             stats.accepted_by_position[position] += position < num_accepted

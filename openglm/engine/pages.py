@@ -13,6 +13,9 @@ A page's key is a hash chain: sha256 over the parent's key and the page's tokens
 token that *follows* the page: the MTP entry of a position is computed from the next token, so two prompts that agree on a page
 and differ right behind it share the trunk's KV of that page but not the MTP layer's.
 
+A misuse (a page released twice, published by nobody) is a bug of ours but no reason to die: it is noted in `fault`, the pool goes on,
+and the engine, which looks at `balanced` after every step, starts over with an empty pool.
+
 Publishing is the owner's decision (the scheduler publishes only pages that are complete and whose request is healthy).
 """
 
@@ -44,6 +47,8 @@ class PagePool:
             raise ValueError("a page pool needs at least one page")
         self.num_pages = num_pages
         self.num_evicted = 0
+        self.fault: str | None = None
+        """The first misuse that was noticed."""
         self._references = [0] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))  # popped from the end: low pages are reused first
         self._num_held = 0
@@ -65,6 +70,11 @@ class PagePool:
     def num_held(self) -> int:
         """Pages in use."""
         return self._num_held
+
+    @property
+    def balanced(self) -> bool:
+        """Whether nothing was noticed and free + cached + held == total; cheap enough to ask after every step."""
+        return self.fault is None and len(self._free) + len(self._idle) + self._num_held == self.num_pages
 
     @property
     def num_available(self) -> int:
@@ -89,7 +99,7 @@ class PagePool:
         """Use pages that `find` named; they leave the LRU order until they are released."""
         for page in pages:
             if self._references[page] == 0:
-                del self._idle[page]
+                self._idle.pop(page, None)
                 self._num_held += 1
             self._references[page] += 1
 
@@ -98,7 +108,8 @@ class PagePool:
         for page in reversed(pages):
             count = self._references[page]
             if count < 1:
-                raise AssertionError(f"page {page} is released more often than it was taken")
+                self.fault = self.fault or f"page {page} is released more often than it was taken"
+                continue
             self._references[page] = count - 1
             if count > 1:
                 continue
@@ -111,7 +122,8 @@ class PagePool:
     def publish(self, page: int, key: PageKey) -> None:
         """Offer a held, complete page under `key`. The first page with a key wins; a second one stays private."""
         if self._references[page] < 1:
-            raise AssertionError(f"page {page} is published by nobody")
+            self.fault = self.fault or f"page {page} is published by nobody"
+            return
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
@@ -144,9 +156,13 @@ class PagePool:
 
     def check(self, tables: Iterable[Sequence[int]]) -> str | None:
         """Recompute the accounting from the page tables of all live requests; a description of the first mismatch, or None."""
+        if self.fault is not None:
+            return self.fault
         counted = [0] * self.num_pages
         for table in tables:
             for page in table:
+                if not 0 <= page < self.num_pages:
+                    return f"a page table holds page {page}, which does not exist"
                 counted[page] += 1
         if counted != self._references:
             page = next(p for p in range(self.num_pages) if counted[p] != self._references[p])

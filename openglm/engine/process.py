@@ -95,7 +95,12 @@ class EngineProcess:
         while True:
             self._poll(None if not core.has_work else 0.0)
             if core.has_work:
-                self._deliver(core.step())
+                try:
+                    outputs = core.step()
+                except Exception as error:  # of the batch as a whole: the state is unknown, only a new process helps
+                    self._announce(protocol.Failed("EngineError", f"a step of the engine failed ({type(error).__name__}: {error})"[:500]))
+                    raise
+                self._deliver(outputs)
                 self._show_progress(core)
 
     def _enter_phase(self, name: str) -> None:
@@ -186,7 +191,13 @@ class EngineProcess:
                 for item in items:
                     if item.finish_reason is not None:
                         connection.requests.discard(item.request_id)
-                self._send(connection, protocol.Outputs(items))
+                # Scored prompts are large; each travels in a frame of its own, so that no company can exceed the frame limit.
+                large = [item for item in items if item.prompt_logprobs]
+                for item in large:
+                    self._send(connection, protocol.Outputs([item]))
+                rest = [item for item in items if not item.prompt_logprobs] if large else items
+                if rest:
+                    self._send(connection, protocol.Outputs(rest))
 
     def _show_progress(self, core: EngineCore) -> None:
         now = time.monotonic()

@@ -70,7 +70,7 @@ class Ready(msgspec.Struct, tag="ready", frozen=True):
 
 
 class Failed(msgspec.Struct, tag="failed", frozen=True):
-    """The engine cannot start and is about to exit. `kind` is the name of the error's class."""
+    """The engine cannot start, or a step failed as a whole, and it is about to exit. `kind` is the name of the error's class."""
 
     kind: str
     message: str

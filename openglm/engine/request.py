@@ -20,6 +20,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
 MAX_STOP_TOKEN_IDS = 128
 MAX_LOGPROBS = 20
+MAX_PROMPT_LOGPROB_ENTRIES = 1 << 21  # per request: some 32 MiB on the wire, a few hundred in memory
 MAX_TEMPERATURE = 2.0
 MAX_PENALTY = 2.0
 MIN_REPETITION_PENALTY = 0.001  # logits are divided by it; far below this the quotient would leave fp32
@@ -34,7 +35,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How to choose the next tokens and when to stop. Limits that need no model are checked on construction."""
 
     max_tokens: int | None = None
-    """Tokens to generate at most; None means up to the context's end. More than fits is cut to what fits."""
+    """Tokens to generate at most; None means up to the context's end. More than fits is cut to what fits.
+
+    0 generates nothing and only scores the prompt; it needs `prompt_logprobs`.
+    """
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -50,6 +54,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """None: none. n: the chosen token's log probability and the n most likely alternatives at every position.
 
     Always of the model's own distribution, before temperature, filters and all adjustments below (vLLM's "raw_logprobs").
+    """
+    prompt_logprobs: int | None = None
+    """None: none. n: for every prompt token but the first its log probability and the n most likely alternatives (as `logprobs`).
+
+    The prompt is then processed in full, without prefix hits.
     """
     frequency_penalty: float = 0.0
     """Subtracted from a token's logit for every time it was generated."""
@@ -69,7 +78,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         """Refuse what no model could honour, naming the parameter."""
         if self.max_tokens is not None:
-            _whole("max_tokens", self.max_tokens, 1, None)
+            _whole("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0, None)
         _real("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _real("top_p", self.top_p, 0.0, 1.0)
         if self.top_p == 0.0:
@@ -80,6 +89,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             _whole("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:
             _whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        if self.prompt_logprobs is not None:
+            _whole("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         _count("stop", len(self.stop), MAX_STOP_STRINGS)
         for text in self.stop:
             if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
@@ -139,11 +150,14 @@ class GenerationRequest(msgspec.Struct, frozen=True):
 
 
 def siblings(request: GenerationRequest, count: int) -> list[GenerationRequest]:
-    """`count` requests for answers to one prompt, which is processed once. The first is `request`; a seed is counted up."""
+    """`count` requests for answers to one prompt, which is processed (and scored) once. The first is `request`; a seed is counted up."""
     made = [request]
+    shared = request.params
+    if shared.prompt_logprobs is not None and shared.max_tokens != 0:
+        shared = msgspec.structs.replace(shared, prompt_logprobs=None)
     for index in range(1, count):
         seed = request.params.seed
-        params = request.params
+        params = shared
         if seed is not None:
             params = msgspec.structs.replace(params, seed=(seed + index + 2**63) % 2**64 - 2**63)
         made.append(GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id))
@@ -199,6 +213,8 @@ class EngineOutput(msgspec.Struct, omit_defaults=True):
     """Draft tokens verified so far for this request, and how many of them were right."""
     num_accepted: int = 0
     error: RequestFailure | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """One entry per prompt token but the first, in the one output that completes the prompt, when the request asked for them."""
 
 
 def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_len: int) -> None:
@@ -215,6 +231,10 @@ def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_l
         wrong = lowest if lowest < 0 else highest
         raise RequestError(f"the prompt holds token id {wrong}; ids run from 0 to {num_tokens - 1}", param="prompt")
     params = request.params
+    if params.prompt_logprobs is not None and len(prompt) * (1 + params.prompt_logprobs) > MAX_PROMPT_LOGPROB_ENTRIES:
+        raise RequestError(
+            f"{params.prompt_logprobs} alternatives for {len(prompt)} prompt tokens are too many; ask for fewer", param="prompt_logprobs"
+        )
     named = (
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", params.logit_bias),

@@ -201,7 +201,7 @@ class Scheduler:
         return True
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        if not self.limits.prefix_caching:
+        if not self.limits.prefix_caching or sequence.scores_prompt:  # scoring needs the hidden state of every position
             return []
         pages: list[int] = []
         for key in self._keys(sequence, (len(sequence.tokens) - 1) // self.limits.page_size):

@@ -17,7 +17,7 @@ class Sequence:
     __slots__ = (
         "admission", "arrival", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached",
         "num_drafted",
-        "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "seed", "tokens",
+        "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "scores_prompt", "seed", "tokens",
     )  # fmt: skip
 
     def __init__(self, request: GenerationRequest, *, arrival: int, max_model_len: int, seed: int) -> None:
@@ -31,6 +31,7 @@ class Sequence:
         self.leader: Sequence | None = None  # the sequence whose prompt's pages this one waits for
         self.ended = False
         self.seed = seed
+        self.scores_prompt = self.params.prompt_logprobs is not None and self.num_prompt > 1  # until every prompt token is scored
         self.row = -1  # place in the runner's page table while running
         self.admission = 0  # differs every time the sequence (re)starts with other pages
         self.healthy = True  # False once anything not finite was seen: its pages are then never published

@@ -20,11 +20,16 @@ class EngineStats(msgspec.Struct):
     """Totals since the engine started, and the present state of queue and pages."""
 
     num_steps: int = 0
+    num_scheduled_sequences: int = 0
+    """Sequences over all steps, and their tokens (prompt chunks, decode tokens and drafts): divided by the steps, the mean batch."""
+    num_scheduled_tokens: int = 0
     num_prefill_tokens: int = 0
     """Prompt tokens processed (cached ones are not)."""
     num_generated_tokens: int = 0
     num_running: int = 0
     num_waiting: int = 0
+    max_waiting: int = 0
+    """The most that ever waited."""
     num_finished: dict[str, int] = msgspec.field(default_factory=dict)
     """Ended requests by finish reason."""
     num_preemptions: int = 0

@@ -1,9 +1,14 @@
 """One life of the engine process, seen from the parent: start it, talk to it, notice when it dies or hangs, clean up.
 
 The process is spawned (never forked from a process that has loaded torch). Its socket lies in a private directory (mode
-0700) that is removed with it. It ends when it is told to, when it dies, or when it makes no progress for too long while
-requests run: then its stacks are dumped to standard error and it is killed. What to do next - restart, tell the clients - is
-the business of `client`.
+0700) that is removed with it. It ends when it is told to, when it dies, or when it makes no progress for too long: then its stacks
+are dumped to standard error and it is killed. What to do next - restart, tell the clients - is the business of `client`.
+
+**The watchdog.** What "too long" means depends on what the engine is doing: each phase of the start, and afterwards being idle,
+processing prompts and decoding have budgets of their own. A running engine reads its messages between two steps. So one that
+has been silent for a quarter of its budget is asked something, and one that does not answer within the budget hangs: stuck in a
+step, stopped, or never coming back from a read. An idle engine is asked too; its hang is found before the next user meets it. Time
+in which this process itself did not run is not held against the engine.
 """
 
 from __future__ import annotations
@@ -20,6 +25,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
 
 from openglm.config.engine import EngineConfig
 from openglm.engine import process, protocol
@@ -29,19 +37,51 @@ logger = logging.getLogger(__name__)
 
 _STACK_DUMP_S = 0.5
 _EXIT_S = 5.0
+_STALL_S = 0.25
+_SHORT_PHASES: Final = ("starting", "importing torch", "reading the configuration")
+_PING: Final = 0
+"""The number of the watchdog's question; nobody waits for its answer."""
+
+Activity = Literal["idle", "prefill", "decode"]
+"""What a running engine has to do, as far as its client knows."""
 
 
 @dataclass(frozen=True)
 class Supervision:
     """How patient the parent is. Times are seconds."""
 
-    phase_timeout_s: float = 1800.0
-    """A starting engine may stay this long in one phase (loading the weights of a large model takes minutes)."""
-    hang_timeout_s: float = 300.0
-    """With requests running, an engine that says nothing for this long is taken for dead."""
+    start_timeout_s: float = 300.0
+    """Until the process listens, until torch is imported, and until the configuration is read: each."""
+    load_timeout_s: float = 1800.0
+    """For every other phase of the start: the weights of a large model take minutes."""
+    prefill_timeout_s: float = 600.0
+    """For an answer while the prompt of any request is still being processed, or waits for that: one chunk may take long."""
+    decode_timeout_s: float = 120.0
+    """For an answer while every request decodes."""
+    idle_timeout_s: float = 60.0
+    """For an answer while nothing runs."""
     backoff_s: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
     """Wait before the 1st, 2nd, ... restart in a row; after the last one the engine stays dead. An engine that finished a
     request was no failed start: the row begins anew after it."""
+
+    def phase_timeout_s(self, phase: str) -> float:
+        """How long a phase of the start may take."""
+        return self.start_timeout_s if phase in _SHORT_PHASES else self.load_timeout_s
+
+    def answer_timeout_s(self, activity: Activity) -> float:
+        """How long an engine that does this may leave a question unanswered."""
+        match activity:
+            case "idle":
+                return self.idle_timeout_s
+            case "prefill":
+                return self.prefill_timeout_s
+            case "decode":
+                return self.decode_timeout_s
+
+    @property
+    def tick_s(self) -> float:
+        """How often the watchdog looks."""
+        return min(1.0, min(self.prefill_timeout_s, self.decode_timeout_s, self.idle_timeout_s) / 8)
 
 
 class EngineChild:
@@ -54,7 +94,10 @@ class EngineChild:
         self._directory = directory
         self._reader = reader
         self._writer = writer
-        self._last_heard = asyncio.get_running_loop().time()
+        self._loop = asyncio.get_running_loop()
+        self._last_heard = self._loop.time()
+        self._asked_at: float | None = None  # when the watchdog asked, if nothing was heard since
+        self._why_killed: str | None = None
 
     @classmethod
     async def spawn(cls, config: EngineConfig, *, timeout_s: float) -> EngineChild:
@@ -98,20 +141,25 @@ class EngineChild:
             header = await self._reader.readexactly(protocol.HEADER_BYTES)
             payload = await self._reader.readexactly(protocol.frame_length(header))
         except (asyncio.IncompleteReadError, OSError, protocol.FrameError) as error:
-            raise EngineDeadError(f"the engine process ended ({await self._how_it_ended()})") from error
-        self._last_heard = asyncio.get_running_loop().time()
-        message: protocol.FromEngine = protocol.from_engine.decode(payload)
+            raise EngineDeadError(self._why_killed or f"the engine process ended ({await self._how_it_ended()})") from error
+        self._last_heard, self._asked_at = self._loop.time(), None
+        try:
+            message: protocol.FromEngine = protocol.from_engine.decode(payload)
+        except msgspec.DecodeError as error:
+            raise EngineDeadError(f"the engine process sent what is no message ({error})") from error
         return message
 
-    async def wait_ready(self, on_phase: Callable[[str], None], *, phase_timeout_s: float) -> protocol.EngineInfo:
+    async def wait_ready(self, on_phase: Callable[[str], None], *, patience: Supervision) -> protocol.EngineInfo:
         """Follow the start. A wrong configuration or checkpoint raises its own error, everything else `EngineDeadError`."""
         phase = "starting"
         while True:
             try:
-                async with asyncio.timeout(phase_timeout_s):
+                async with asyncio.timeout(patience.phase_timeout_s(phase)):
                     message = await self.receive()
             except TimeoutError:
-                raise EngineDeadError(f"the engine process stayed in phase {phase!r} for over {phase_timeout_s:g} s") from None
+                why = f"the engine process stayed in phase {phase!r} for over {patience.phase_timeout_s(phase):g} s"
+                await self._kill(why)
+                raise EngineDeadError(why) from None
             match message:
                 case protocol.Phase(name):
                     phase = name
@@ -121,18 +169,27 @@ class EngineChild:
                 case protocol.Failed(kind, text):
                     raise _START_ERRORS.get(kind, EngineDeadError)(text)
 
-    async def watch(self, is_busy: Callable[[], bool], *, hang_timeout_s: float) -> None:
-        """Kill the process when it is busy and silent for too long; runs until cancelled."""
-        loop = asyncio.get_running_loop()
+    async def watch(self, activity: Callable[[], Activity], *, patience: Supervision) -> None:
+        """Kill the process when it leaves a question unanswered for too long; runs until cancelled."""
+        loop, tick = self._loop, patience.tick_s
+        allowed = 0.0  # the longest budget since the question, so that a request that ends does not shorten a step under way
         while True:
-            await asyncio.sleep(hang_timeout_s / 4)
-            if not is_busy():
-                self._last_heard = loop.time()
-            elif loop.time() - self._last_heard > hang_timeout_s:
-                logger.error("the engine process made no progress for %g s; its stacks follow, then it is killed", hang_timeout_s)
-                self._signal(signal.SIGUSR1)
-                await asyncio.sleep(_STACK_DUMP_S)
-                self._signal(signal.SIGKILL)
+            before = loop.time()
+            await asyncio.sleep(tick)
+            now = loop.time()
+            if now - before > 2 * tick + _STALL_S:  # this process was held up; what the engine said meanwhile is still unread
+                continue
+            doing = activity()
+            budget = patience.answer_timeout_s(doing)
+            if self._asked_at is None:
+                allowed = budget
+                if now - self._last_heard > budget / 4:
+                    self.send(protocol.AskStats(_PING))
+                    self._asked_at = now
+                continue
+            allowed = max(allowed, budget)
+            if now - self._asked_at > allowed:
+                await self._kill(f"the engine process made no progress for {now - self._last_heard:.1f} s ({doing})")
                 return
 
     async def close(self) -> None:
@@ -156,6 +213,14 @@ class EngineChild:
         except TimeoutError:
             return "it closed the connection"
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+
+    async def _kill(self, why: str) -> None:
+        """End a process that hangs, after it has shown where."""
+        self._why_killed = why
+        logger.error("%s; its stacks follow, then it is killed", why)
+        self._signal(signal.SIGUSR1)
+        await asyncio.sleep(_STACK_DUMP_S)
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -55,6 +55,7 @@ def generate(core: EngineCore, prompts: Sequence[Sequence[int]], params: Samplin
 def merged(outputs: Sequence[EngineOutput]) -> EngineOutput:
     """All tokens of a request, with the facts of its terminal output."""
     assert [o.finish_reason is not None for o in outputs] == [False] * (len(outputs) - 1) + [True]
+    assert sum(o.prompt_logprobs is not None for o in outputs) <= 1
     last = outputs[-1]
     logprobs = [entry for o in outputs for entry in o.logprobs or []] if last.logprobs is not None else None
     return EngineOutput(
@@ -68,4 +69,5 @@ def merged(outputs: Sequence[EngineOutput]) -> EngineOutput:
         last.num_drafted,
         last.num_accepted,
         last.error,
+        next((o.prompt_logprobs for o in outputs if o.prompt_logprobs is not None), None),
     )

@@ -229,11 +229,13 @@ def test_one_token_answers_fill_the_prefix_cache_too():
 
 def test_step_times_and_counters_add_up():
     core = make_core()
-    generate(core, [[1, 2, 3]] * 3, SamplingParams(max_tokens=5, ignore_eos=True))
+    generate(core, [[1, 2, 3]] * 3, SamplingParams(max_tokens=5, temperature=0, ignore_eos=True))
     stats = core.stats()
     assert stats.num_prefill_tokens == 9 and stats.num_generated_tokens == 15
     assert all(getattr(stats.times, name) > 0 for name in stats.times.__struct_fields__)
     assert stats.num_steps == core.num_steps > 0
+    assert stats.num_scheduled_sequences == 3 * stats.num_steps and stats.max_waiting == 3
+    assert stats.num_scheduled_tokens == 9 + sum(stats.drafted_by_position) + 3 * (stats.num_steps - 1)
 
 
 def test_a_model_without_mtp_layer_and_fast_mode_work(monkeypatch):

@@ -34,7 +34,7 @@ LONG = SamplingParams(max_tokens=1000, ignore_eos=True)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def client():
-    client = AsyncEngineClient(CONFIG, supervision=Supervision(hang_timeout_s=1.0, backoff_s=(0.0, 0.0, 0.0)))
+    client = AsyncEngineClient(CONFIG, supervision=Supervision(prefill_timeout_s=5.0, decode_timeout_s=1.0, backoff_s=(0.0, 0.0, 0.0)))
     await client.start()
     yield client
     pid, directory = client.pid, client._child._directory
@@ -61,7 +61,7 @@ async def settled_stats(client):
 
 async def test_answers_are_those_of_the_engine_in_this_process(client):
     prompts = [[1, 2, 3], [4] * 100, [5, 6]]
-    params = [SHORT, SamplingParams(max_tokens=5, seed=1, logprobs=2, ignore_eos=True), SHORT]
+    params = [SHORT, SamplingParams(max_tokens=5, seed=1, logprobs=2, prompt_logprobs=1, ignore_eos=True), SHORT]
     answers = await asyncio.gather(
         *(run(client, f"q{i}", own, prompt) for i, (prompt, own) in enumerate(zip(prompts, params, strict=True)))
     )
@@ -71,7 +71,9 @@ async def test_answers_are_those_of_the_engine_in_this_process(client):
         expected = generate(core, prompts, params)
     finally:
         core.runner.model.init_weights(7)
-    assert [(a.token_ids, a.logprobs) for a in answers] == [(e.token_ids, e.logprobs) for e in expected]
+    assert [(a.token_ids, a.logprobs, a.prompt_logprobs) for a in answers] == [
+        (e.token_ids, e.logprobs, e.prompt_logprobs) for e in expected
+    ]
     assert client.state == "ready" and client.info.max_model_len == 1024 and client.info.num_tokens == 384
 
 
