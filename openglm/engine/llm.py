@@ -13,9 +13,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
-from openglm.config.engine import DType, EngineConfig, LoadFormat, ResolvedEngineConfig
+from openglm.config.engine import DType, EngineConfig, KVCacheDType, LoadFormat, ResolvedEngineConfig
+from openglm.engine.cache_history import CacheOutcome
 from openglm.engine.core import EngineCore
 from openglm.engine.loading import core_of, load_engine
 from openglm.engine.request import (
@@ -28,10 +29,12 @@ from openglm.engine.request import (
     siblings,
     validate_request,
 )
+from openglm.engine.scheduling import SchedulingParams
 from openglm.engine.stats import EngineStats
 from openglm.model import GlmModel
 from openglm.text.tokenizer import Tokenizer
 
+_T = TypeVar("_T")
 _UNBOUNDED_QUEUE = 1 << 31  # offline callers hand over all their prompts at once
 
 
@@ -48,6 +51,7 @@ class GenerationResult:
     num_drafted: int = 0
     num_accepted: int = 0
     error: RequestFailure | None = None
+    cache_outcome: CacheOutcome | None = None
 
 
 class LLM:
@@ -65,6 +69,8 @@ class LLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         kv_cache_tokens: int | None = None,
+        kv_cache_dtype: Literal["auto", "fp8"] | KVCacheDType = "auto",
+        kv_offloading_size: float = 0.0,
         enable_prefix_caching: bool = True,
         deterministic: bool | None = None,
         threads: int | None = None,
@@ -81,6 +87,8 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_tokens=kv_cache_tokens,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_offloading_size=kv_offloading_size,
             enable_prefix_caching=enable_prefix_caching,
             deterministic=deterministic,
             threads=threads,
@@ -111,16 +119,17 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        scheduling: SchedulingParams | Sequence[SchedulingParams] | None = None,
         use_tqdm: bool = False,
     ) -> list[GenerationResult]:
         """Continue every prompt `n` times; results come in the order of the prompts, those of one prompt side by side.
 
-        `params` is one for all or one per prompt. A wrong prompt raises `RequestError` before anything runs; a request that fails
+        `params` and `scheduling` (priority, time limit, cache salt) are one for all or one per prompt. A wrong prompt raises `RequestError` before anything runs; a request that fails
         while it runs has finish reason "error" and leaves the others alone. `use_tqdm` shows a progress bar.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        requests = [sibling for request in self._requests(prompts, params) for sibling in siblings(request, n)]
+        requests = [sibling for request in self._requests(prompts, params, scheduling) for sibling in siblings(request, n)]
         results = {request.id: GenerationResult() for request in requests}
         with _progress(len(requests)) if use_tqdm else nullcontext() as advance:
             try:
@@ -151,16 +160,32 @@ class LLM:
         self._ids = itertools.count()
 
     def _requests(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        scheduling: SchedulingParams | Sequence[SchedulingParams] | None,
     ) -> list[GenerationRequest]:
-        params = SamplingParams() if params is None else params
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling params; give one for all or one each")
-        requests = [GenerationRequest(f"offline-{next(self._ids)}", list(p), own) for p, own in zip(prompts, each, strict=True)]
+        requests = [
+            GenerationRequest(f"offline-{next(self._ids)}", list(prompt), own, scheduling=treatment)
+            for prompt, own, treatment in zip(
+                prompts,
+                _each(SamplingParams() if params is None else params, len(prompts), "sampling params"),
+                _each(SchedulingParams() if scheduling is None else scheduling, len(prompts), "scheduling params"),
+                strict=True,
+            )
+        ]
         for request in requests:
             validate_request(request, num_tokens=self.core.num_tokens, max_model_len=self.core.config.max_model_len)
         return requests
+
+
+def _each(given: _T | Sequence[_T], count: int, name: str) -> list[_T]:
+    """One per prompt, from one for all or a sequence of them."""
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(f"{count} prompts but {len(given)} {name}; give one for all or one each")
+    return list(given)
 
 
 def _append(result: GenerationResult, output: EngineOutput) -> None:
@@ -170,6 +195,7 @@ def _append(result: GenerationResult, output: EngineOutput) -> None:
     result.finish_reason, result.stop_reason, result.error = output.finish_reason, output.stop_reason, output.error
     result.num_prompt_tokens, result.num_cached_tokens = output.num_prompt_tokens, output.num_cached_tokens
     result.num_drafted, result.num_accepted = output.num_drafted, output.num_accepted
+    result.cache_outcome = output.cache_outcome or result.cache_outcome
 
 
 @contextmanager

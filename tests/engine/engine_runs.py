@@ -68,4 +68,5 @@ def merged(outputs: Sequence[EngineOutput]) -> EngineOutput:
         last.num_drafted,
         last.num_accepted,
         last.error,
+        last.cache_outcome,
     )

@@ -1,80 +1,13 @@
-"""Scheduling policy, without any model: order, budgets, pages, preemption, and that every request ends exactly once."""
+"""Scheduling policy, without any model: order, budgets, pages, preemption, deadlines, and who shares prefixes with whom."""
 
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scheduler_simulation import PAGE, Simulation, limits
 
-from openglm.engine.request import GenerationRequest, SamplingParams
-from openglm.engine.scheduler import Scheduler, SchedulerLimits
-from openglm.engine.sequence import Sequence
+from openglm.engine.scheduler import Scheduler
 from openglm.errors import QueueFullError
-
-PAGE = 4
-
-
-def limits(**changes) -> SchedulerLimits:
-    base = {
-        "num_pages": 16,
-        "page_size": PAGE,
-        "max_model_len": 64,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 16,
-        "max_queued_requests": 100,
-    }
-    return SchedulerLimits(**{**base, **changes})
-
-
-class Simulation:
-    """A scheduler with a pretended model: tokens are processed, drafts are right or wrong as told."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-        self.arrivals = 0
-        self.live: dict[str, Sequence] = {}
-        self.ended: list[str] = []
-
-    def add(self, prompt: list[int], max_tokens: int = 8) -> Sequence:
-        self.arrivals += 1
-        request = GenerationRequest(f"r{self.arrivals}", prompt, SamplingParams(max_tokens=max_tokens))
-        sequence = Sequence(request, arrival=self.arrivals, max_model_len=self.scheduler.limits.max_model_len, seed=0)
-        self.scheduler.add(sequence)
-        self.live[sequence.id] = sequence
-        return sequence
-
-    def step(self, *, token: int = 1, right: int = 0) -> dict[str, int]:
-        plan = self.scheduler.schedule()
-        depth = self.scheduler.limits.num_speculative_tokens
-        assert sum(item.num_tokens for item in plan) <= self.scheduler.limits.max_num_batched_tokens
-        rows = [item.sequence.row for item in plan]
-        assert len(set(rows)) == len(rows) and all(0 <= row < self.scheduler.limits.max_num_seqs for row in rows)
-        for sequence, num_tokens in plan:
-            assert num_tokens > 0 and len(sequence.window(num_tokens)) == num_tokens
-            reached = sequence.computed + num_tokens + max(0, depth - 1)
-            assert len(sequence.pages) * PAGE >= min(reached, sequence.max_total), "every token of the step has its slot"
-        for item in plan:
-            sequence, num_tokens = item
-            if not item.samples:
-                sequence.computed += num_tokens
-                continue
-            kept = min(right, len(sequence.drafts)) + 1
-            kept = min(kept, sequence.max_total - len(sequence.tokens))
-            sequence.computed += num_tokens - len(sequence.drafts) - 1 + kept
-            sequence.tokens += [token] * kept
-            room = sequence.max_total - len(sequence.tokens)
-            sequence.drafts = [token] * max(0, min(depth, room - 1))
-            assert sequence.decoding
-            self.scheduler.publish(sequence, sequence.computed)
-            if room == 0:
-                self.end(sequence)
-        return {item.sequence.id: item.num_tokens for item in plan}
-
-    def end(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        del self.live[sequence.id]
-        self.ended.append(sequence.id)
 
 
 def test_decodes_come_before_prefills_and_a_long_prompt_is_cut_to_the_budget():
@@ -183,66 +116,6 @@ def test_rebuild_recomputes_everyone_with_a_fresh_pool():
 def test_limits_that_could_starve_someone_are_refused(changes):
     with pytest.raises(ValueError, match="max_"):
         limits(**changes)
-
-
-OPERATIONS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(1, 40)),
-        st.tuples(st.just("step"), st.integers(0, 1), st.integers(0, 3)),
-        st.tuples(st.just("abort"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("preempt"), st.just(0), st.just(0)),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=250, deadline=None)
-@given(
-    operations=OPERATIONS,
-    depth=st.integers(0, 3),
-    num_seqs=st.integers(1, 4),
-    num_pages=st.integers(16, 24),
-    budget=st.integers(16, 24),
-    caching=st.booleans(),
-    max_preemptions=st.integers(0, 2),
-)
-def test_no_page_leaks_budgets_hold_and_every_request_ends_once(operations, depth, num_seqs, num_pages, budget, caching, max_preemptions):
-    scheduler = Scheduler(
-        limits(
-            num_speculative_tokens=depth,
-            max_num_seqs=num_seqs,
-            num_pages=num_pages,
-            max_num_batched_tokens=budget,
-            prefix_caching=caching,
-            max_preemptions=max_preemptions,
-        )
-    )
-    sim = Simulation(scheduler)
-    forced: dict[str, int] = {}
-    for name, a, b in operations:
-        if name == "add":
-            sim.add(a, b)
-        elif name == "step":
-            sim.step(token=a, right=b)
-        elif name == "preempt":
-            for sequence in scheduler.running:
-                forced[sequence.id] = forced.get(sequence.id, 0) + 1
-            scheduler.preempt_all()
-        elif sim.live:
-            sim.end(list(sim.live.values())[a % len(sim.live)])
-        assert scheduler.check() is None
-    everyone = list(sim.live.values())
-    steps = 0
-    while sim.live:
-        progress = sum(s.num_output + s.computed for s in sim.live.values()), len(sim.live)
-        plan = sim.step()
-        assert plan, "work is left, so something runs"
-        steps += 1
-        assert steps < 5000, progress
-        assert scheduler.check() is None
-    assert sorted(sim.ended) == sorted({f"r{i + 1}" for i in range(sim.arrivals)})
-    assert not scheduler.has_work and scheduler.pool.num_held == 0
-    assert all(s.num_preempted <= max_preemptions + forced.get(s.id, 0) for s in everyone)
 
 
 def test_policy_and_client_load_no_torch():
