@@ -220,7 +220,9 @@ def _host_pages(config: EngineConfig, model: ModelConfig, machine: Machine, kv_c
     if not size:
         return 0
     if not config.enable_prefix_caching:
-        raise ConfigError("kv_offloading_size keeps cached prefixes in host memory, and prefix caching is off; turn it on or leave the size out")
+        raise ConfigError(
+            "kv_offloading_size keeps cached prefixes in host memory, and prefix caching is off; turn it on or leave the size out"
+        )
     if machine.device == "cpu" and size > machine.memory_bytes // 4:
         raise ConfigError(
             f"kv_offloading_size {config.kv_offloading_size:g} GiB is more than a quarter of this machine's memory "

@@ -20,7 +20,6 @@ from typing import Literal, NamedTuple
 from openglm.engine.page_key import PageKey
 
 
-
 class Transfer(NamedTuple):
     """One page to copy, in every layer: "store" from device page to host slot, "load" from host slot to device page."""
 

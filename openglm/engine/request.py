@@ -159,7 +159,9 @@ def siblings(request: GenerationRequest, count: int) -> list[GenerationRequest]:
         params = request.params
         if seed is not None:
             params = msgspec.structs.replace(params, seed=(seed + index + 2**63) % 2**64 - 2**63)
-        made.append(GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id, scheduling=request.scheduling))
+        made.append(
+            GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id, scheduling=request.scheduling)
+        )
     return made
 
 

@@ -33,7 +33,9 @@ class SchedulingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
         """Refuse values outside their range, naming the parameter."""
         priority, timeout_s, salt = self.priority, self.timeout_s, self.cache_salt
         if not isinstance(priority, int) or isinstance(priority, bool) or not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-            raise RequestError(f"priority must be an integer between {-MAX_PRIORITY} and {MAX_PRIORITY}; lower runs first", param="priority")
+            raise RequestError(
+                f"priority must be an integer between {-MAX_PRIORITY} and {MAX_PRIORITY}; lower runs first", param="priority"
+            )
         if timeout_s is not None:
             number = isinstance(timeout_s, (int, float)) and not isinstance(timeout_s, bool)
             if not number or not math.isfinite(timeout_s) or not 0 < timeout_s <= MAX_TIMEOUT_S:

@@ -124,8 +124,10 @@ def test_history_tells_why_a_prefix_ended():
     other_end = [*keys[:2], page_key(keys[1], [9])]
     further = [*keys, page_key(keys[2], [9])]
     stranger = [page_key(ROOT, [9])]
-    found = {name: pool.history.outcome(k, pool.num_known(k)) for name, k in
-             {"full": keys, "diverged": other_end, "extended": further, "cold": stranger, "short": []}.items()}
+    found = {
+        name: pool.history.outcome(k, pool.num_known(k))
+        for name, k in {"full": keys, "diverged": other_end, "extended": further, "cold": stranger, "short": []}.items()
+    }
     assert found == {name: name for name in found}
     pool.release(pool.allocate(2))
     assert pool.history.outcome(keys, pool.num_known(keys)) == "evicted"

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from scheduler_simulation import PAGE, Simulation, limits
+from scheduler_simulation import Simulation, limits
 
 from openglm.engine.scheduler import Scheduler
 from openglm.errors import QueueFullError
@@ -121,3 +121,113 @@ def test_limits_that_could_starve_someone_are_refused(changes):
 def test_policy_and_client_load_no_torch():
     code = "import sys, openglm.engine.scheduler, openglm.engine.client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_urgent_requests_are_admitted_first_and_equal_ones_in_order_of_arrival():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    for priority in (0, 5, -1, 0, -1):
+        sim.add([1], max_tokens=1, priority=priority)
+    sim.drain()
+    assert sim.ended == ["r3", "r5", "r1", "r4", "r2"]
+
+
+def test_short_of_pages_the_least_urgent_gives_way_however_old():
+    sim = Simulation(Scheduler(limits(num_pages=16, max_num_batched_tokens=64, prefix_caching=False)))
+    unimportant = sim.add(list(range(28)), max_tokens=30, priority=1)
+    urgent = sim.add(list(range(28)), max_tokens=30)
+    while not unimportant.num_preempted:
+        sim.step()
+    assert urgent.num_preempted == 0 and urgent.row >= 0
+    sim.drain()
+    assert sim.ended == [urgent.id, unimportant.id]
+
+
+def test_urgent_requests_cannot_preempt_one_request_more_often_than_the_bound():
+    sim = Simulation(Scheduler(limits(max_preemptions=2, max_num_batched_tokens=64, prefix_caching=False)))
+    unimportant = sim.add(list(range(20)), max_tokens=40, priority=9)
+    for _ in range(12):
+        sim.add(list(range(28)), max_tokens=30)
+    sim.drain()
+    assert unimportant.num_preempted <= 2
+
+
+def test_deadlines_are_told_for_waiting_and_running_requests_alike():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    running, waiting, patient = sim.add([1], 30, deadline=5.0), sim.add([1], 30, deadline=6.0), sim.add([1], 2)
+    sim.step()
+    assert sim.scheduler.expired(4.9) == []
+    assert sim.scheduler.expired(6.0) == [running, waiting]
+    sim.now = 6.0
+    sim.step()
+    assert sim.ended == ["r1", "r2"] and sim.scheduler.expired(100.0) == [] and patient.row >= 0
+
+
+@pytest.mark.parametrize("differs", [{"cache_salt": "other"}, {"adapter": "other"}])
+def test_prefixes_are_shared_only_under_the_same_salt_and_adapter(differs):
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    found = [sim.add(list(range(9)), 1, **own) for own in ({}, differs, {}, differs)]
+    sim.drain()
+    assert [(s.num_cached, s.cache_outcome) for s in found] == [(0, "cold"), (0, "cold"), (8, "full"), (8, "full")]
+
+
+def test_a_new_version_of_the_weights_finds_nothing_and_the_old_one_everything_again():
+    sim = Simulation(Scheduler(limits()))
+    outcomes = []
+    for version in (0, 1, 1, 0):
+        sim.scheduler.set_weight_version(version)
+        sequence = sim.add(list(range(9)), 1)
+        sim.drain()
+        outcomes.append(sequence.cache_outcome)
+    assert outcomes == ["cold", "cold", "full", "full"]
+
+
+@pytest.mark.parametrize("change", ["version", "forget"])
+def test_a_request_that_saw_a_change_of_weights_offers_nothing_until_it_is_recomputed(change):
+    sim = Simulation(Scheduler(limits()))
+    sequence = sim.add([1, 2, 3], max_tokens=30)
+    sim.step()
+    if change == "version":
+        sim.scheduler.set_weight_version(1)
+    else:
+        sim.forget()
+    for _ in range(8):
+        sim.step()
+    assert sequence.num_published == 0
+    sim.scheduler.preempt_all()
+    for _ in range(4):
+        sim.step()
+    assert sequence.num_published > 0
+    sim.drain()
+
+
+def test_every_admission_says_why_its_prefix_ended():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    prompts = {
+        "cold": [*range(9)],
+        "full": [*range(9)],
+        "short": [1, 2, 3, 4],
+        "diverged": [0, 1, 2, 3, 9, 9, 9, 9, 9],
+        "extended": [*range(8), 1, 1, 1, 1, 1],
+    }
+    found = {name: sim.add(prompt, 1) for name, prompt in prompts.items()}
+    found["bypassed"] = sim.add([*range(9)], 1, skip_reading_prefix_cache=True)
+    sim.drain()
+    assert {name: s.cache_outcome for name, s in found.items()} == {name: name for name in found}
+    assert sim.scheduler.cache_outcomes == dict.fromkeys(found, 1)
+    sim.add([7] * 60, 4)
+    sim.drain()
+    late = sim.add([*range(9)], 1)
+    sim.drain()
+    assert (late.cache_outcome, late.num_cached) == ("evicted", 0)
+
+
+def test_with_a_host_tier_what_was_evicted_is_found_again():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1, num_host_pages=32)))
+    sim.add([*range(40)], 1)
+    sim.drain()
+    sim.add([7] * 60, 4)
+    sim.drain()
+    late = sim.add([*range(40)], 1)
+    sim.drain()
+    assert (late.cache_outcome, late.num_cached) == ("full", 36)
+    assert sim.scheduler.pool.num_loaded > 0

@@ -9,7 +9,13 @@ from scheduler_simulation import Simulation, limits
 from openglm.engine.scheduler import Scheduler
 from openglm.errors import QueueFullError
 
-PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=40)
+# Few beginnings, so that prefixes are often shared, and short tails, so that they part ways anywhere.
+PROMPTS = st.builds(
+    lambda pattern, length, tail: (pattern * 40)[:length] + tail,
+    st.sampled_from([[1], [1, 1, 0]]),
+    st.sampled_from([1, 4, 9, 16, 17, 33]),
+    st.lists(st.integers(0, 1), max_size=3),
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -18,7 +24,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     @initialize(
         depth=st.integers(0, 3),
         num_seqs=st.integers(1, 4),
-        num_pages=st.integers(16, 24),
+        num_pages=st.integers(16, 20),
         num_host_pages=st.integers(0, 12),
         budget=st.integers(16, 24),
         caching=st.booleans(),
@@ -61,7 +67,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         room = self.scheduler.limits.max_queued_requests + self.scheduler.limits.max_num_seqs - running
         try:
             sequence = self.sim.add(
-                prompt, max_tokens, leader=leader, adapter=adapter, priority=priority, cache_salt=salt, skip_reading_prefix_cache=skip, **deadline
+                prompt,
+                max_tokens,
+                leader=leader,
+                adapter=adapter,
+                priority=priority,
+                cache_salt=salt,
+                skip_reading_prefix_cache=skip,
+                **deadline,
             )
         except QueueFullError:
             assert waiting >= room
