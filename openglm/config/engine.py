@@ -153,11 +153,7 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
             "raise it or lower max_num_seqs"
         )
 
-    kv_cache_dtype: KVCacheDType
-    if config.kv_cache_dtype == "auto":
-        kv_cache_dtype = dtype
-    else:
-        kv_cache_dtype = "fp8_e4m3" if config.kv_cache_dtype == "fp8" else config.kv_cache_dtype
+    kv_cache_dtype = _kv_cache_dtype(config, dtype)
     max_model_len, num_pages = _cache_size(config, model, machine, dtype, kv_cache_dtype, max_num_seqs, parameters, reasons)
     num_host_pages = _host_pages(config, model, machine, kv_cache_dtype)
 
@@ -212,6 +208,16 @@ def kv_token_bytes(model: ModelConfig, dtype: KVCacheDType) -> int:
     """Bytes of KV per token in all layers, the MTP layer included; in fp8 with the scales."""
     per_head = model.head_dim * _BYTES[dtype] + (_SCALE_BYTES if dtype == "fp8_e4m3" else 0)
     return 2 * model.num_key_value_heads * per_head * model.num_kv_layers
+
+
+def _kv_cache_dtype(config: EngineConfig, dtype: DType) -> KVCacheDType:
+    match config.kv_cache_dtype:
+        case "auto":
+            return dtype
+        case "fp8":
+            return "fp8_e4m3"
+        case asked:
+            return asked
 
 
 def _host_pages(config: EngineConfig, model: ModelConfig, machine: Machine, kv_cache_dtype: KVCacheDType) -> int:

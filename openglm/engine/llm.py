@@ -124,8 +124,9 @@ class LLM:
     ) -> list[GenerationResult]:
         """Continue every prompt `n` times; results come in the order of the prompts, those of one prompt side by side.
 
-        `params` and `scheduling` (priority, time limit, cache salt) are one for all or one per prompt. A wrong prompt raises `RequestError` before anything runs; a request that fails
-        while it runs has finish reason "error" and leaves the others alone. `use_tqdm` shows a progress bar.
+        `params` and `scheduling` (priority, time limit, cache salt) are one for all or one per prompt. A wrong prompt raises `RequestError`
+        before anything runs; a request that fails while it runs has finish reason "error" and leaves the others alone. `use_tqdm` shows a
+        progress bar.
         """
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")

@@ -23,7 +23,6 @@ from openglm.engine.sequence import Sequence
 from openglm.model import ForwardContext, GlmModel, PagedBatch, allocate_kv
 from openglm.ops import PAGE_SIZE, kv_tensors
 
-
 KV_DTYPES: dict[KVCacheDType, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

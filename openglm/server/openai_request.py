@@ -6,8 +6,9 @@ field that we know but cannot honour yet is refused when its value would change 
 
 Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
 `repetition_penalty`, `min_tokens` (which holds off stop ids, not stop strings), `bad_words`, `thinking_budget` (vLLM's spelling:
-`thinking_token_budget`), `priority` (lower runs first) and `cache_salt` as in vLLM, `chat_template_kwargs` (a closed set of keys), and Z.ai's `thinking: {"type": ...}`. Where several say
-whether to think, the most specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`.
+`thinking_token_budget`), `priority` (lower runs first) and `cache_salt` as in vLLM, `chat_template_kwargs` (a closed set of keys),
+and Z.ai's `thinking: {"type": ...}`. Where several say whether to think, the most specific wins: `chat_template_kwargs.enable_thinking`,
+then `thinking`, then `reasoning_effort: "none"`.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class TurnRequest:
     stop: tuple[str, ...] = ()
     parallel_tool_calls: bool = True
     bad_words: tuple[str, ...] = ()
-    scheduling: SchedulingParams = SchedulingParams()
+    scheduling: SchedulingParams = field(default_factory=SchedulingParams)
 
 
 @dataclass(frozen=True)

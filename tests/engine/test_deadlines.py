@@ -1,7 +1,7 @@
 """Time limits of requests, by a clock that the test moves."""
 
 import pytest
-from engine_runs import drain, generate, make_core, merged, tiny_model
+from engine_runs import drain, generate, merged, tiny_model
 
 from openglm.config import variant
 from openglm.config.engine import EngineConfig, Machine, resolve
@@ -10,7 +10,7 @@ from openglm.engine.request import GenerationRequest, SamplingParams
 from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import DeadlineExceededError
 
-LONG = SamplingParams(max_tokens=200, temperature=0, ignore_eos=True)
+LONG = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
 
 
 class Clock:

@@ -13,7 +13,7 @@ from openglm.engine.request import GenerationRequest, SamplingParams
 from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import RequestError
 
-GREEDY = SamplingParams(max_tokens=10, temperature=0, logprobs=2)
+GREEDY = SamplingParams(max_tokens=5, temperature=0, logprobs=2)
 GIB_OF_40_PAGES = 40 * 64 * kv_token_bytes(variant("tiny-air"), "float32") / 2**30
 
 
