@@ -212,6 +212,7 @@ class EngineCore:
         """Start counting anew."""
         depth = self.config.num_speculative_tokens
         self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth)
+        self.scheduler.reset_counters()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""

@@ -85,10 +85,6 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()  # by rank
         self.running: list[Sequence] = []  # by rank
         self.weight_version = 0
-        self.num_preemptions = 0
-        self.num_prompt_tokens_looked_up = 0
-        self.num_prompt_tokens_cached = 0
-        self.cache_outcomes: dict[CacheOutcome, int] = {}
         self._lookahead = 1 if limits.num_speculative_tokens else 0
         self._epoch = 0
         self._timed: dict[str, Sequence] = {}  # those that have a deadline
@@ -96,6 +92,14 @@ class Scheduler:
         self._num_admissions = 0
         self._plan: dict[str, Scheduled] = {}
         self._budget = 0
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Start counting anew."""
+        self.num_preemptions = 0
+        self.num_prompt_tokens_looked_up = 0
+        self.num_prompt_tokens_cached = 0
+        self.cache_outcomes: dict[CacheOutcome, int] = {}
 
     @property
     def has_work(self) -> bool:

@@ -6,6 +6,7 @@ alone, without drafts, without prefix cache, in one chunk.
 
 import random
 from functools import cache
+from itertools import count
 
 import pytest
 import torch
@@ -83,6 +84,18 @@ def test_prefix_cache_equals_cold(name, dtype):
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
+def preempt_often(core) -> None:
+    """Send everyone back to the queue before every seventh step."""
+    step, numbers = core.step, count(1)
+
+    def step_with_forced_preemption():
+        if next(numbers) % 7 == 0:
+            core.scheduler.preempt_all()
+        return step()
+
+    core.step = step_with_forced_preemption
+
+
 @pytest.mark.parametrize(("name", "dtype", "depth", "caching"), [(*SOME[0], 0, True), (*SOME[1], 3, False)])
 def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
     core = make_core(
@@ -94,17 +107,7 @@ def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, cach
         max_model_len=192,
         kv_cache_tokens=448,
     )
-    forced = core.scheduler.preempt_all
-    step, count = core.step, 0
-
-    def step_with_forced_preemption():
-        nonlocal count
-        count += 1
-        if count % 7 == 0:
-            forced()
-        return step()
-
-    core.step = step_with_forced_preemption
+    preempt_often(core)
     assert results(core) == alone(name, dtype)
     assert core.stats().num_preemptions > 0
 
@@ -136,7 +139,7 @@ def test_with_fp8_kv_a_request_is_the_same_in_every_company_too(name, dtype, dep
         max_model_len=192,
         kv_cache_tokens=448,
     )
-    assert results(core) == expected
+    preempt_often(core)
     assert results(core) == expected
     stats = core.stats()
     assert stats.num_preemptions > 0 and stats.prompt_tokens_cached > 0

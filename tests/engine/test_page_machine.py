@@ -66,11 +66,25 @@ class PageMachine(RuleBasedStateMachine):
             self.device[page] = key
         self.tables.append((pages, keys, path[0]))
 
+    @rule(paths=st.lists(PATHS, min_size=1, max_size=4))
+    def serve(self, paths):
+        """Whole requests, one after another: the usual way for pages to become cached and to be evicted."""
+        for path in paths:
+            count = len(self.tables)
+            self.acquire(path, 0, 0)
+            if len(self.tables) > count:
+                pages, keys, root = self.tables.pop()
+                self._publish(pages, keys, root, len(keys))
+                self.pool.release(pages)
+
     @precondition(lambda self: self.tables)
     @rule(data=st.data())
     def publish(self, data):
         pages, keys, root = data.draw(st.sampled_from(self.tables))
-        for index in range(data.draw(st.integers(0, len(keys)))):
+        self._publish(pages, keys, root, data.draw(st.integers(0, len(keys))))
+
+    def _publish(self, pages, keys, root, count):
+        for index in range(count):
             self.pool.publish(pages[index], keys[index], keys[index - 1] if index else root)
             self.published.add(keys[index])
 
