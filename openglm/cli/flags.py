@@ -71,6 +71,8 @@ _OWN_FORMAT: Final = "weights are used as the checkpoint stores them (FP8 is deq
 _MTP_ONLY: Final = "only the model's own MTP layer drafts; say how far with --num-speculative-tokens"
 _CACHE_SIZE: Final = "no effect: the KV cache is sized to the machine, or by --kv-cache-tokens"
 _ALWAYS_PARSED: Final = "not needed: GLM's thinking and tool calls are always parsed"
+_ONE_POLICY: Final = "requests run by priority, then first come, first served; leave the flag out"
+_BY_PRIORITY: Final = "no effect: a request's `priority` is always honoured, lower values run first, equal ones first come, first served"
 _KERNELS: Final = "no effect: kernels follow from the device"
 _NO_LORA: Final = "adapters are not served yet; merge the adapter into a checkpoint and serve that"
 _NO_TLS: Final = "TLS is not served yet; put a TLS proxy in front"
@@ -114,7 +116,11 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--max-total-tokens": Rename("--kv-cache-tokens"),
     "--gpu-memory-utilization": Accept(_CACHE_SIZE, values=None),
     "--mem-fraction-static": Accept(_CACHE_SIZE, values=None),
-    "--kv-cache-dtype": Accept(values=("auto",), otherwise="the KV cache has the dtype of the model; leave the flag out"),
+    "--hicache-size": Rename("--kv-offloading-size"),
+    "--hicache-ratio": Refuse("say how large the host tier may be, in GiB, with --kv-offloading-size"),
+    "--enable-hierarchical-cache": Accept("no effect of its own: the host tier is there when --kv-offloading-size (GiB) is given"),
+    "--kv-offloading-backend": Accept(values=("native",), otherwise="there is one host tier; leave the flag out"),
+    "--cache-ram": Refuse("say how large the host tier may be, in GiB, with --kv-offloading-size"),
     "--block-size": Accept(values=("64",), otherwise="pages hold 64 tokens; leave the flag out"),
     "--page-size": Accept(values=("64",), otherwise="pages hold 64 tokens; leave the flag out"),
     "--disable-radix-cache": Rename("--no-enable-prefix-caching", switch=True),
@@ -155,9 +161,12 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--random-seed": Rename("--seed"),
     "-t": Rename("--threads"),
     "--stream-interval": Accept(values=("1",), otherwise="every step is streamed; leave the flag out"),
-    "--scheduling-policy": Accept(values=("fcfs",), otherwise="requests run first come, first served; leave the flag out"),
-    "--schedule-policy": Accept(values=("fcfs", "lpm"), otherwise="requests run first come, first served; leave the flag out"),
-    "--enable-priority-scheduling": Refuse("requests run first come, first served; leave the flag out", takes_value=False),
+    "--scheduling-policy": Accept(_BY_PRIORITY, values=("fcfs", "priority"), otherwise=_ONE_POLICY),
+    "--schedule-policy": Accept(_BY_PRIORITY, values=("fcfs", "lpm"), otherwise=_ONE_POLICY),
+    "--enable-priority-scheduling": Refuse(
+        "priorities are always on, and here lower values run first (higher ones in SGLang); leave the flag out", takes_value=False
+    ),
+    "--schedule-low-priority-values-first": Accept("no effect: lower values always run first"),
     # parsing, reports, adapters
     "--tool-call-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise="GLM has one format; leave the flag out"),
     "--reasoning-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise="GLM has one format; leave the flag out"),

@@ -52,6 +52,16 @@ def command(
         int | None,
         typer.Option(help="Tokens that the KV cache holds for all requests.", rich_help_panel=_MEMORY, show_default="what fits"),
     ] = None,
+    kv_cache_dtype: Annotated[
+        str,
+        typer.Option(
+            help="auto (the model's), float32, bfloat16 or fp8: e4m3 with a scale per token and head, about half of bfloat16.",
+            rich_help_panel=_MEMORY,
+        ),
+    ] = "auto",
+    kv_offloading_size: Annotated[
+        float, typer.Option(metavar="GIB", help="Host memory for cached prefixes that had to leave the KV cache.", rich_help_panel=_MEMORY)
+    ] = 0.0,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Requests that run at once.", rich_help_panel=_MEMORY, show_default="by device")
     ] = None,
@@ -62,6 +72,12 @@ def command(
     max_queued_requests: Annotated[
         int, typer.Option(help="Requests that may wait; one more is answered 503.", rich_help_panel=_MEMORY)
     ] = 512,
+    request_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a request may take, waiting included; then it ends with 504.", rich_help_panel=_MEMORY, show_default="none"
+        ),
+    ] = None,
     enable_prefix_caching: Annotated[
         bool, typer.Option(help="Reuse the KV cache of equal prompt beginnings.", rich_help_panel=_MEMORY)
     ] = True,
@@ -147,11 +163,14 @@ def command(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         kv_cache_tokens=kv_cache_tokens,
+        kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # EngineConfig checks it
+        kv_offloading_size=kv_offloading_size,
         enable_prefix_caching=enable_prefix_caching,
         deterministic=deterministic,
         threads=threads,
         seed=seed,
         max_queued_requests=max_queued_requests,
+        request_timeout_s=request_timeout,
     )
     served = load_served_model(
         model_directory(model),

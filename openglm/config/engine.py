@@ -6,6 +6,7 @@ engine runs with. `resolve` is pure: the same inputs give the same answer, nothi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +15,7 @@ from openglm.config.model import ModelConfig
 from openglm.errors import ConfigError
 
 DType = Literal["float32", "bfloat16", "float16"]
+KVCacheDType = Literal["float32", "bfloat16", "float16", "fp8_e4m3"]
 LoadFormat = Literal["auto", "dummy"]
 
 PAGE_SIZE = 64  # tokens per KV page, everywhere
@@ -24,7 +26,11 @@ MAX_SPECULATIVE_TOKENS = 8
 NATIVE_MAX_HEAD_DIM = 256
 NATIVE_MAX_GROUP = 48  # query heads per KV head
 NATIVE_MAX_EXPERTS = 1024
-_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MAX_HOST_GIB = 1 << 20
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1}
+_DTYPES = ("float32", "bfloat16", "float16")
+_KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "fp8", "fp8_e4m3")
+_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,10 @@ class EngineConfig:
     max_num_batched_tokens: int | None = None
     """Tokens per step over all requests: the size of a prefill chunk."""
     kv_cache_tokens: int | None = None
+    kv_cache_dtype: Literal["auto", "fp8"] | KVCacheDType = "auto"
+    """"auto" is the model's dtype. "fp8" (e4m3, one scale per token and head) holds about twice the tokens of bf16, not bit for bit."""
+    kv_offloading_size: float = 0.0
+    """GiB of host memory for pages that the KV cache has no room for any more."""
     enable_prefix_caching: bool = True
     deterministic: bool | None = None
     """Results of a request do not depend, bit for bit, on what else is in the batch."""
@@ -54,6 +64,8 @@ class EngineConfig:
     """Seed of requests without one; None draws a fresh one at every start."""
     max_queued_requests: int = 512
     max_preemptions: int = 4
+    request_timeout_s: float | None = None
+    """Time limit of requests that bring none, from arrival to the last token; None is no limit."""
 
     def __post_init__(self) -> None:
         """Refuse values that no model and machine could make right, naming the field."""
@@ -63,8 +75,14 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least {low}, got {value}")
         if self.num_speculative_tokens is not None and self.num_speculative_tokens > MAX_SPECULATIVE_TOKENS:
             raise ConfigError(f"num_speculative_tokens must be at most {MAX_SPECULATIVE_TOKENS}, got {self.num_speculative_tokens}")
-        if self.dtype not in ("auto", *_BYTES):
-            raise ConfigError(f"dtype must be auto, {', '.join(_BYTES)}; got {self.dtype!r}")
+        if self.dtype not in ("auto", *_DTYPES):
+            raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}; got {self.dtype!r}")
+        if self.kv_cache_dtype not in _KV_CACHE_DTYPES:
+            raise ConfigError(f"kv_cache_dtype must be one of {', '.join(_KV_CACHE_DTYPES)}; got {self.kv_cache_dtype!r}")
+        if not 0 <= self.kv_offloading_size <= MAX_HOST_GIB:
+            raise ConfigError(f"kv_offloading_size must lie between 0 and {MAX_HOST_GIB} GiB, got {self.kv_offloading_size}")
+        if self.request_timeout_s is not None and not 0 < self.request_timeout_s < math.inf:
+            raise ConfigError(f"request_timeout_s must be more than 0 seconds, got {self.request_timeout_s}")
         if self.load_format not in ("auto", "dummy"):
             raise ConfigError(f"load_format must be auto or dummy; got {self.load_format!r}")
         if self.load_format == "dummy" and self.model is None:
@@ -82,6 +100,8 @@ class ResolvedEngineConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     num_pages: int
+    kv_cache_dtype: KVCacheDType
+    num_host_pages: int
     enable_prefix_caching: bool
     row_tile: int | None
     threads: int | None
@@ -89,6 +109,7 @@ class ResolvedEngineConfig:
     seed: int | None
     max_queued_requests: int
     max_preemptions: int
+    request_timeout_s: float | None
 
 
 @dataclass(frozen=True)
@@ -144,7 +165,9 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
 
     native = _native_kernels(config, model, machine, dtype, reasons)
 
-    max_model_len, num_pages = _cache_size(config, model, machine, dtype, max_num_seqs, parameters, reasons)
+    kv_cache_dtype = _kv_cache_dtype(config, dtype)
+    max_model_len, num_pages = _cache_size(config, model, machine, dtype, kv_cache_dtype, max_num_seqs, parameters, reasons)
+    num_host_pages = _host_pages(config, model, machine, kv_cache_dtype)
 
     deterministic = config.deterministic
     if deterministic is None:
@@ -164,6 +187,8 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=budget,
         num_pages=num_pages,
+        kv_cache_dtype=kv_cache_dtype,
+        num_host_pages=num_host_pages,
         enable_prefix_caching=config.enable_prefix_caching,
         row_tile=ROW_TILE if deterministic else None,
         threads=threads,
@@ -171,6 +196,7 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         seed=config.seed,
         max_queued_requests=config.max_queued_requests,
         max_preemptions=config.max_preemptions,
+        request_timeout_s=config.request_timeout_s,
     )
     return resolved, tuple(reasons)
 
@@ -220,11 +246,48 @@ def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, 
     return False
 
 
+def kv_token_bytes(model: ModelConfig, dtype: KVCacheDType) -> int:
+    """Bytes of KV per token in all layers, the MTP layer included; in fp8 with the scales."""
+    per_head = model.head_dim * _BYTES[dtype] + (_SCALE_BYTES if dtype == "fp8_e4m3" else 0)
+    return 2 * model.num_key_value_heads * per_head * model.num_kv_layers
+
+
+def _kv_cache_dtype(config: EngineConfig, dtype: DType) -> KVCacheDType:
+    match config.kv_cache_dtype:
+        case "auto":
+            return dtype
+        case "fp8":
+            return "fp8_e4m3"
+        case asked:
+            return asked
+
+
+def _host_pages(config: EngineConfig, model: ModelConfig, machine: Machine, kv_cache_dtype: KVCacheDType) -> int:
+    """Pages of the host tier."""
+    size = int(config.kv_offloading_size * 2**30)
+    if not size:
+        return 0
+    if not config.enable_prefix_caching:
+        raise ConfigError(
+            "kv_offloading_size keeps cached prefixes in host memory, and prefix caching is off; turn it on or leave the size out"
+        )
+    if machine.device == "cpu" and size > machine.memory_bytes // 4:
+        raise ConfigError(
+            f"kv_offloading_size {config.kv_offloading_size:g} GiB is more than a quarter of this machine's memory "
+            f"({machine.memory_bytes / 2**30:.1f} GiB), which also holds weights and KV cache; lower it"
+        )
+    page_bytes = PAGE_SIZE * kv_token_bytes(model, kv_cache_dtype)
+    if size < page_bytes:
+        raise ConfigError(f"kv_offloading_size {config.kv_offloading_size:g} GiB holds not even one page of {page_bytes} bytes; raise it")
+    return size // page_bytes
+
+
 def _cache_size(
     config: EngineConfig,
     model: ModelConfig,
     machine: Machine,
     dtype: DType,
+    kv_cache_dtype: KVCacheDType,
     max_num_seqs: int,
     parameters: int,
     reasons: list[str],
@@ -233,7 +296,7 @@ def _cache_size(
     max_model_len = config.max_model_len or model.max_position_embeddings
     if max_model_len > model.max_position_embeddings:
         raise ConfigError(f"max_model_len {max_model_len} exceeds the model's max_position_embeddings {model.max_position_embeddings}")
-    per_token = 2 * model.kv_dim * model.num_kv_layers * _BYTES[dtype]
+    per_token = kv_token_bytes(model, kv_cache_dtype)
     weights = parameters * _BYTES[dtype]
     share = 0.5 if machine.device == "cpu" else 0.9
     fits = int(share * machine.memory_bytes - weights) // per_token // PAGE_SIZE * PAGE_SIZE

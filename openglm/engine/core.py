@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import secrets
 import struct
 import time
@@ -66,9 +67,10 @@ class EngineCore:
         stop_ids: Seq[int] = (),
         detokenizer: Callable[[], Detokenizer] | None = None,
         thinking: ThinkingTokens | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings;
-        `thinking` are the ids that thinking budgets need."""
+        `thinking` are the ids that thinking budgets need; `clock` tells the seconds against which deadlines are held."""
         self.config = config
         self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = frozenset(stop_ids)
@@ -81,6 +83,7 @@ class EngineCore:
                 max_num_batched_tokens=config.max_num_batched_tokens,
                 max_queued_requests=config.max_queued_requests,
                 num_speculative_tokens=config.num_speculative_tokens,
+                num_host_pages=config.num_host_pages,
                 prefix_caching=config.enable_prefix_caching,
                 max_preemptions=config.max_preemptions,
             )
@@ -93,6 +96,7 @@ class EngineCore:
         if config.num_speculative_tokens:
             self.proposer = MTPProposer(self.runner, num_tokens=self.num_tokens)
         self._detokenizer = detokenizer
+        self._clock = clock
         self._live: dict[str, tuple[Sequence, StopChecker]] = {}
         self._seed = secrets.randbits(63) if config.seed is None else config.seed
         self._num_arrivals = 0
@@ -120,7 +124,14 @@ class EngineCore:
             raise RequestError("a thinking budget needs the ids of the reasoning tags, and this engine has none", param="thinking_budget")
         self._num_arrivals += 1
         seed = _derived_seed(self._seed, self._num_arrivals) if params.seed is None else params.seed
-        sequence = Sequence(request, arrival=self._num_arrivals, max_model_len=self.config.max_model_len, seed=seed)
+        timeout_s = self._timeout_s(request)
+        sequence = Sequence(
+            request,
+            arrival=self._num_arrivals,
+            max_model_len=self.config.max_model_len,
+            seed=seed,
+            deadline=math.inf if timeout_s is None else self._clock() + timeout_s,
+        )
         leader = self._live.get(request.follows) if request.follows is not None else None
         sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
         self.scheduler.add(sequence)
@@ -151,10 +162,12 @@ class EngineCore:
     def step(self) -> list[EngineOutput]:
         """One step for every request that fits; returns what is new for whom."""
         clock = _Clock(self._stats.times)
+        expired = [self._expire(sequence) for sequence in self.scheduler.expired(self._clock())]
         plan = self.scheduler.schedule()
         clock.lap("schedule")
+        self.runner.transfer(self.scheduler.pool.take_transfers())
         if not plan:
-            return []
+            return expired
         batch = self.runner.prepare(plan)
         clock.lap("prepare")
         hidden = self.runner.forward(batch)
@@ -167,7 +180,7 @@ class EngineCore:
         clock.lap("output")
         self._draft(settled, hidden)
         clock.lap("draft")
-        outputs = [self._conclude(verdict) for verdict in verdicts]
+        outputs = expired + [self._conclude(verdict) for verdict in verdicts]
         self._stats.num_steps += 1
         self._stats.num_scheduled_sequences += len(batch.spans)
         self._stats.num_scheduled_tokens += batch.spans[-1].first_row + batch.spans[-1].num_rows
@@ -190,8 +203,13 @@ class EngineCore:
             pages_cached=pool.num_cached,
             pages_held=pool.num_held,
             num_evicted_pages=pool.num_evicted,
+            host_pages_total=pool.host.num_slots,
+            host_pages_used=pool.host.num_used,
+            num_host_pages_stored=pool.num_stored,
+            num_host_pages_loaded=pool.num_loaded,
             prompt_tokens_looked_up=scheduler.num_prompt_tokens_looked_up,
             prompt_tokens_cached=scheduler.num_prompt_tokens_cached,
+            cache_outcomes={str(outcome): count for outcome, count in scheduler.cache_outcomes.items()},
             drafted_by_position=list(self._stats.drafted_by_position),
             accepted_by_position=list(self._stats.accepted_by_position),
             times=msgspec.structs.replace(self._stats.times),
@@ -201,10 +219,18 @@ class EngineCore:
         """Start counting anew."""
         depth = self.config.num_speculative_tokens
         self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth)
+        self.scheduler.reset_counters()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""
-        self.scheduler.pool.forget()
+        self.scheduler.forget()
+
+    def set_weight_version(self, version: int) -> None:
+        """Say that the model's weights are now those called `version`. Prefixes computed with others are not used until they return.
+
+        Running requests go on with the KV they have, and offer none of it to others any more.
+        """
+        self.scheduler.set_weight_version(version)
 
     def check_pages(self) -> None:
         """Verify the page accounting; a mismatch is logged and counted, and the pool is built anew - never a crash."""
@@ -329,12 +355,33 @@ class EngineCore:
             sequence.num_drafted,
             sequence.num_accepted,
             verdict.failure,
-            prompt_logprobs,
+            prompt_logprobs=prompt_logprobs,
+            cache_outcome=sequence.cache_outcome,
+        )
+
+    def _timeout_s(self, request: GenerationRequest) -> float | None:
+        """The request's own time limit, else the engine's."""
+        own = request.scheduling.timeout_s
+        return self.config.request_timeout_s if own is None else own
+
+    def _expire(self, sequence: Sequence) -> EngineOutput:
+        """End a request whose deadline has come."""
+        self._remove(sequence, "error")
+        return EngineOutput(
+            sequence.id,
+            [],
+            finish_reason="error",
+            num_prompt_tokens=sequence.num_prompt,
+            num_cached_tokens=sequence.num_cached,
+            num_drafted=sequence.num_drafted,
+            num_accepted=sequence.num_accepted,
+            error=RequestFailure("deadline_exceeded", "the request was not finished within its time limit"),
+            cache_outcome=sequence.cache_outcome,
         )
 
     def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
         """The one place where a request leaves the engine."""
-        if reason == "error":
+        if reason == "error" and not sequence.healthy:
             self._quarantine(sequence)
         self.scheduler.finish(sequence)
         self.adjuster.remove(sequence.id)

@@ -18,13 +18,14 @@ import logging
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, TypeVar
 
-from openglm.config.engine import DType, EngineConfig, LoadFormat, ResolvedEngineConfig, model_directory
+from openglm.config.engine import DType, EngineConfig, KVCacheDType, LoadFormat, ResolvedEngineConfig, model_directory
 from openglm.engine.core import EngineCore
 from openglm.engine.loading import core_of, load_engine
 from openglm.engine.request import GenerationRequest, SamplingParams, siblings, validate_request
 from openglm.engine.results import ChatResult, GenerationResult, add_output, assistant_message, visible_text
+from openglm.engine.scheduling import SchedulingParams
 from openglm.engine.stats import EngineStats
 from openglm.errors import ConfigError, RequestError
 from openglm.model import GlmModel
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 Prompt = str | Sequence[int]
 """A text, or token ids."""
 
+_T = TypeVar("_T")
 _UNBOUNDED_QUEUE = 1 << 31  # offline callers hand over all their prompts at once
 
 
@@ -59,6 +61,8 @@ class LLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         kv_cache_tokens: int | None = None,
+        kv_cache_dtype: Literal["auto", "fp8"] | KVCacheDType = "auto",
+        kv_offloading_size: float = 0.0,
         enable_prefix_caching: bool = True,
         deterministic: bool | None = None,
         threads: int | None = None,
@@ -80,6 +84,8 @@ class LLM:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             kv_cache_tokens=kv_cache_tokens,
+            kv_cache_dtype=kv_cache_dtype,
+            kv_offloading_size=kv_offloading_size,
             enable_prefix_caching=enable_prefix_caching,
             deterministic=deterministic,
             threads=threads,
@@ -116,15 +122,16 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         n: int = 1,
+        scheduling: SchedulingParams | Sequence[SchedulingParams] | None = None,
         use_tqdm: bool = False,
     ) -> list[GenerationResult]:
         """Continue every prompt `n` times; results come in the order of the prompts, those of one prompt side by side.
 
-        A prompt is a text or token ids; a single one may stand alone. `params` is one for all or one per prompt. A wrong prompt raises
-        `RequestError` before anything runs; a request that fails while it runs has finish reason "error" and leaves the others
-        alone. `use_tqdm` shows a progress bar.
+        A prompt is a text or token ids; a single one may stand alone. `params` and `scheduling` (priority, time limit, cache salt) are one
+        for all or one per prompt. A wrong prompt raises `RequestError` before anything runs; a request that fails while it runs has
+        finish reason "error" and leaves the others alone. `use_tqdm` shows a progress bar.
         """
-        requests = self._requests([self._prompt_ids(p, f"prompts[{i}]") for i, p in enumerate(_as_list(prompts))], params)
+        requests = self._requests([self._prompt_ids(p, f"prompts[{i}]") for i, p in enumerate(_as_list(prompts))], params, scheduling)
         results = [GenerationResult() for _ in range(len(requests) * _checked_count(n))]
         self._run(requests, results, n, use_tqdm=use_tqdm)
         return results
@@ -134,6 +141,7 @@ class LLM:
         messages: Sequence[dict[str, JSON]] | Sequence[Sequence[dict[str, JSON]]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        scheduling: SchedulingParams | Sequence[SchedulingParams] | None = None,
         tools: Sequence[dict[str, JSON]] | None = None,
         enable_thinking: bool = True,
         clear_thinking: bool = True,
@@ -144,7 +152,7 @@ class LLM:
 
         Each answer comes as a parsed `message` (reasoning, content, tool calls) besides tokens, text and log probabilities. Stop strings
         apply to everything that is generated, reasoning included. `clear_thinking=False` keeps the reasoning of earlier turns in the prompt
-        where the template can (GLM-4.7). Order, `params`, `n` and errors are as in `generate`.
+        where the template can (GLM-4.7). Order, `params`, `scheduling`, `n` and errors are as in `generate`.
         """
         tokenizer = self._need_tokenizer("chat")
         is_list = not messages or (isinstance(messages[0], Sequence) and not isinstance(messages[0], str))
@@ -154,7 +162,7 @@ class LLM:
             with _naming(f"conversations[{i}]" if is_list else None):
                 conversations.append(_conversation(one, tools, thinking=enable_thinking, keep_thinking=not clear_thinking))
         rendered = [self.template.render(conversation) for conversation in conversations]
-        requests = self._requests([tokenizer.encode_segments(prompt.segments) for prompt in rendered], params)
+        requests = self._requests([tokenizer.encode_segments(prompt.segments) for prompt in rendered], params, scheduling)
         results = [ChatResult() for _ in range(len(requests) * _checked_count(n))]
         self._run(requests, results, n, use_tqdm=use_tqdm)
         for i, result in enumerate(results):
@@ -177,12 +185,18 @@ class LLM:
         self._ids = itertools.count()
         self._warned_of_control_text = False
 
-    def _requests(self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None) -> list[GenerationRequest]:
-        params = SamplingParams() if params is None else params
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if len(each) != len(prompts):
-            raise ValueError(f"{len(prompts)} prompts but {len(each)} sampling params; give one for all or one each")
-        requests = [GenerationRequest(f"offline-{next(self._ids)}", prompt, own) for prompt, own in zip(prompts, each, strict=True)]
+    def _requests(
+        self,
+        prompts: list[list[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        scheduling: SchedulingParams | Sequence[SchedulingParams] | None,
+    ) -> list[GenerationRequest]:
+        each = _each(SamplingParams() if params is None else params, len(prompts), "sampling params")
+        treatments = _each(SchedulingParams() if scheduling is None else scheduling, len(prompts), "scheduling params")
+        requests = [
+            GenerationRequest(f"offline-{next(self._ids)}", prompt, own, scheduling=treatment)
+            for prompt, own, treatment in zip(prompts, each, treatments, strict=True)
+        ]
         for i, request in enumerate(requests):
             with _naming(f"prompts[{i}]" if len(requests) > 1 else None):
                 validate_request(request, num_tokens=self.core.num_tokens, max_model_len=self.core.config.max_model_len)
@@ -247,6 +261,16 @@ def _checked_count(n: int) -> int:
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     return n
+
+
+def _each(given: _T | Sequence[_T], count: int, name: str) -> list[_T]:
+    """One per prompt, from one for all or a sequence of them."""
+    if not isinstance(given, Sequence):
+        return [given] * count
+    if len(given) != count:
+        raise ValueError(f"{count} prompts but {len(given)} {name}; give one for all or one each")
+    return list(given)
+
 
 
 @contextmanager

@@ -9,9 +9,8 @@ A page is 64 token slots in every layer. It is in exactly one state:
 so `free + cached + held == total` holds at all times (`check` recomputes it from scratch). When the free list is empty, the
 least recently used cached page is taken. A request releases its pages last first, so the tail of a prefix goes before its head.
 
-A page's key is a hash chain: sha256 over the parent's key and the page's tokens. With speculation the key also covers the one
-token that *follows* the page: the MTP entry of a position is computed from the next token, so two prompts that agree on a page
-and differ right behind it share the trunk's KV of that page but not the MTP layer's.
+With a host tier, a page that is taken this way is copied to host memory first, and a later request for its key gets it copied back
+into a fresh page (`openglm.engine.host_tier`; the copies are returned by `take_transfers`).
 
 A misuse (a page released twice, published by nobody) is a bug of ours but no reason to die: it is noted in `fault`, the pool goes on,
 and the engine, which looks at `balanced` after every step, starts over with an empty pool.
@@ -21,40 +20,35 @@ Publishing is the owner's decision (the scheduler publishes only pages that are 
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-PageKey = bytes
-
-
-def root_key(*, salt: str = "", weight_version: int = 0, lookahead: int = 0) -> PageKey:
-    """Parent key of every first page. Caches that must not share anything differ here."""
-    return hashlib.sha256(f"openglm-pages/1\0{salt}\0{weight_version}\0{lookahead}".encode()).digest()
-
-
-def page_key(parent: PageKey, tokens: Sequence[int]) -> PageKey:
-    """Key of the page with these tokens (the page's own and, with speculation, the one behind) after `parent`."""
-    return hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
+from openglm.engine.cache_history import CacheHistory
+from openglm.engine.host_tier import HostTier, Transfer
+from openglm.engine.page_key import PageKey
 
 
 class PagePool:
-    """All pages of one KV cache: free list, reference counts, published pages in LRU order."""
+    """All pages of one KV cache: free list, reference counts, published pages in LRU order, and the host tier behind them."""
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, *, num_host_pages: int = 0) -> None:
         if num_pages < 1:
             raise ValueError("a page pool needs at least one page")
         self.num_pages = num_pages
+        self.host = HostTier(num_host_pages)
+        self.history = CacheHistory()
         self.num_evicted = 0
         self.fault: str | None = None
         """The first misuse that was noticed."""
+        self.num_stored = 0
+        self.num_loaded = 0
         self._references = [0] * num_pages
         self._free = list(range(num_pages - 1, -1, -1))  # popped from the end: low pages are reused first
         self._num_held = 0
         self._key_of: dict[int, PageKey] = {}
         self._page_of: dict[PageKey, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()  # published and unused, least recently used first
+        self._transfers: list[Transfer] = []
 
     @property
     def num_free(self) -> int:
@@ -95,6 +89,30 @@ class PagePool:
         self._num_held += count
         return pages
 
+    def num_known(self, keys: Sequence[PageKey]) -> int:
+        """How many of these keys, from the first on without a gap, are cached on the device or in the host tier."""
+        return next((i for i, key in enumerate(keys) if key not in self._page_of and key not in self.host), len(keys))
+
+    def acquire(self, keys: Sequence[PageKey], count: int, *, spare: int = 0) -> list[int] | None:
+        """`count` pages, of which the first hold what is cached under `keys` (all different, all known) and the rest are fresh.
+
+        None (and no change) when that would leave fewer than `spare` available.
+        """
+        on_device = [self._page_of[key] for key in keys if key in self._page_of]
+        self.share(on_device)
+        missing = count - len(on_device)
+        fresh: list[int] | None = None
+        if missing + spare <= self.num_available:
+            self.host.pin(key for key in keys if key not in self._page_of)
+            fresh = self.allocate(missing)
+            self.host.unpin()
+        if fresh is None:
+            self.release(on_device)
+            return None
+        unused = iter(fresh)
+        cached = [self._page_of[key] if key in self._page_of else self._load(key, next(unused)) for key in keys]
+        return [*cached, *unused]
+
     def share(self, pages: Iterable[int]) -> None:
         """Use pages that `find` named; they leave the LRU order until they are released."""
         for page in pages:
@@ -119,21 +137,27 @@ class PagePool:
             else:
                 self._free.append(page)
 
-    def publish(self, page: int, key: PageKey) -> None:
-        """Offer a held, complete page under `key`. The first page with a key wins; a second one stays private."""
+    def publish(self, page: int, key: PageKey, parent: PageKey) -> None:
+        """Offer a held, complete page under `key`. The first page with a key wins; a second one stays private.
+
+        `parent` is the key of the page before it in the chain, or the chain's root.
+        """
         if self._references[page] < 1:
             self.fault = self.fault or f"page {page} is published by nobody"
             return
         if key not in self._page_of and page not in self._key_of:
             self._page_of[key] = page
             self._key_of[page] = key
+            self.history.appear(key, parent)
 
     def unpublish(self, pages: Iterable[int]) -> None:
-        """Let nobody find these held pages any more; who uses them keeps them."""
+        """Let nobody find these held pages any more, nor their copies in the host tier; who uses them keeps them."""
         for page in pages:
             key = self._key_of.pop(page, None)
             if key is not None:
                 del self._page_of[key]
+                self.host.drop(key)
+                self.history.withdraw(key)
 
     def find(self, key: PageKey) -> int | None:
         """The page published under `key`, or None."""
@@ -153,6 +177,13 @@ class PagePool:
         self._idle.clear()
         self._key_of.clear()
         self._page_of.clear()
+        self.host.clear()
+        self.history.clear()
+
+    def take_transfers(self) -> list[Transfer]:
+        """The copies decided since the last call; to be carried out in this order before any page is written."""
+        taken, self._transfers = self._transfers, []
+        return taken
 
     def check(self, tables: Iterable[Sequence[int]]) -> str | None:
         """Recompute the accounting from the page tables of all live requests; a description of the first mismatch, or None."""
@@ -175,10 +206,30 @@ class PagePool:
             return "a page is in two states at once"
         if any(page not in self._key_of for page in self._idle) or len(self._key_of) != len(self._page_of):
             return "the tables of published pages disagree"
-        return None
+        return self.host.check() or self.history.check([*self._page_of, *self.host.keys()])
 
     def _evict(self) -> None:
+        """Free the least recently used cached page; its content moves to the host tier if that takes it."""
         page, _ = self._idle.popitem(last=False)
-        del self._page_of[self._key_of.pop(page)]
+        key = self._key_of.pop(page)
+        del self._page_of[key]
         self._free.append(page)
         self.num_evicted += 1
+        if key in self.host:
+            return
+        stored = self.host.store(key)
+        if stored is None:
+            self.history.evict(key)
+            return
+        self._transfers.append(Transfer("store", page, stored.slot))
+        self.num_stored += 1
+        if stored.dropped is not None and stored.dropped not in self._page_of:
+            self.history.evict(stored.dropped)
+
+    def _load(self, key: PageKey, page: int) -> int:
+        """Bring a page back from the host tier; it is published at once, since the copy comes before anyone reads it."""
+        self._transfers.append(Transfer("load", page, self.host.slot(key)))
+        self.num_loaded += 1
+        self._page_of[key] = page
+        self._key_of[page] = key
+        return page

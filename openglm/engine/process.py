@@ -243,6 +243,9 @@ def load_core(config: EngineConfig, on_phase: OnPhase) -> tuple[EngineCore, prot
         dtype=resolved.dtype,
         device=resolved.device,
         reasons=loaded.reasons,
+        kv_cache_dtype=resolved.kv_cache_dtype,
+        num_host_pages=resolved.num_host_pages,
+        request_timeout_s=resolved.request_timeout_s,
     )
     return loaded.core, info
 

@@ -55,6 +55,10 @@ class EngineInfo(msgspec.Struct, frozen=True):
     device: str
     reasons: tuple[str, ...]
     """One line per automatic choice."""
+    kv_cache_dtype: str = "float32"
+    num_host_pages: int = 0
+    """Pages of the host tier behind the KV cache."""
+    request_timeout_s: float | None = None
 
 
 class Phase(msgspec.Struct, tag="phase", frozen=True):

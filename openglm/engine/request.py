@@ -11,10 +11,22 @@ from typing import Literal
 
 import msgspec
 
-from openglm.errors import ContextLengthError, EngineDeadError, EngineError, OpenGLMError, QueueFullError, RequestError
+from openglm.engine.cache_history import CacheOutcome
+from openglm.engine.scheduling import SchedulingParams
+from openglm.errors import (
+    ContextLengthError,
+    DeadlineExceededError,
+    EngineDeadError,
+    EngineError,
+    OpenGLMError,
+    QueueFullError,
+    RequestError,
+)
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-FailureCode = Literal["invalid_request", "context_length_exceeded", "queue_full", "not_finite", "internal", "engine_dead"]
+FailureCode = Literal[
+    "invalid_request", "context_length_exceeded", "queue_full", "deadline_exceeded", "not_finite", "internal", "engine_dead"
+]
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_CHARS = 256
@@ -147,6 +159,7 @@ class GenerationRequest(msgspec.Struct, frozen=True):
     params: SamplingParams = msgspec.field(default_factory=SamplingParams)
     follows: str | None = None
     """Start only when the request with this id has its first token, to share the pages of its prompt; at once when it is over."""
+    scheduling: SchedulingParams = msgspec.field(default_factory=SchedulingParams)
 
 
 def siblings(request: GenerationRequest, count: int) -> list[GenerationRequest]:
@@ -160,7 +173,9 @@ def siblings(request: GenerationRequest, count: int) -> list[GenerationRequest]:
         params = shared
         if seed is not None:
             params = msgspec.structs.replace(params, seed=(seed + index + 2**63) % 2**64 - 2**63)
-        made.append(GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id))
+        made.append(
+            GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id, scheduling=request.scheduling)
+        )
     return made
 
 
@@ -189,6 +204,8 @@ class RequestFailure(msgspec.Struct, frozen=True):
                 return RequestError(self.message, param=self.param)
             case "queue_full":
                 return QueueFullError(self.message)
+            case "deadline_exceeded":
+                return DeadlineExceededError(self.message)
             case "engine_dead":
                 return EngineDeadError(self.message)
             case _:
@@ -215,6 +232,8 @@ class EngineOutput(msgspec.Struct, omit_defaults=True):
     error: RequestFailure | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     """One entry per prompt token but the first, in the one output that completes the prompt, when the request asked for them."""
+    cache_outcome: CacheOutcome | None = None
+    """Why no more prompt tokens than these were cached (`openglm.engine.cache_history`); None when it never started to run."""
 
 
 def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_len: int) -> None:

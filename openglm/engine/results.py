@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from openglm.engine.cache_history import CacheOutcome
 from openglm.engine.request import EngineOutput, FinishReason, RequestFailure, TokenLogprobs
 from openglm.text.messages import JSON, Conversation, Message
 from openglm.text.openai_messages import message_to_openai
@@ -32,6 +33,8 @@ class GenerationResult:
     num_cached_tokens: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
+    cache_outcome: CacheOutcome | None = None
+    """Why no more of the prompt was cached."""
     error: RequestFailure | None = None
     """Why the finish reason is "error"; `error.to_error()` is the exception that says the same."""
 
@@ -58,6 +61,7 @@ def add_output(result: GenerationResult, output: EngineOutput) -> None:
     result.finish_reason, result.stop_reason, result.error = output.finish_reason, output.stop_reason, output.error
     result.num_prompt_tokens, result.num_cached_tokens = output.num_prompt_tokens, output.num_cached_tokens
     result.num_drafted, result.num_accepted = output.num_drafted, output.num_accepted
+    result.cache_outcome = output.cache_outcome or result.cache_outcome
 
 
 def visible_text(result: GenerationResult, tokenizer: Tokenizer) -> str:

@@ -15,11 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openglm.config.engine import ResolvedEngineConfig
+from openglm.config.engine import KVCacheDType, ResolvedEngineConfig
+from openglm.engine.host_pages import HostPages
+from openglm.engine.host_tier import Transfer
 from openglm.engine.scheduler import Scheduled
 from openglm.engine.sequence import Sequence
 from openglm.model import ForwardContext, GlmModel, PagedBatch, allocate_kv
-from openglm.ops import PAGE_SIZE
+from openglm.ops import PAGE_SIZE, kv_tensors
+
+KV_DTYPES: dict[KVCacheDType, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp8_e4m3": torch.float8_e4m3fn,
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,9 @@ class Runner:
         self.native = model.is_packed
         parameter = next(model.parameters())
         self.device = parameter.device
-        self.kv = allocate_kv(model.config, config.num_pages, parameter.dtype, self.device)
+        kv_dtype = KV_DTYPES[config.kv_cache_dtype]
+        self.kv = allocate_kv(model.config, config.num_pages, kv_dtype, self.device)
+        self._host = HostPages(self.kv, config.num_host_pages)
         max_pages = -(-config.max_model_len // PAGE_SIZE)
         self._table = torch.zeros(config.max_num_seqs, max_pages, dtype=torch.int64, device=self.device)
         self._filled = [(0, 0)] * config.max_num_seqs  # per row: admission of the sequence in it, pages copied
@@ -112,7 +123,13 @@ class Runner:
         """Wipe pages that may hold NaN: attention multiplies masked slots by zero, which would keep NaN alive."""
         index = torch.tensor(pages, dtype=torch.int64, device=self.device)
         for layer in self.kv[-1:] if only_mtp else self.kv:
-            layer[index] = 0
+            for tensor in kv_tensors(layer):
+                tensor[index] = 0
+
+    def transfer(self, transfers: Seq[Transfer]) -> None:
+        """Copy pages between device and host tier, in order; to be called before the step that follows the decision."""
+        if transfers:
+            self._host.apply(transfers)
 
     def _page_table(self, sequences: Seq[Sequence]) -> Tensor:
         """Rows [R, pages] of the sequences, up to date and as wide as the longest needs."""

@@ -1,28 +1,42 @@
 """Who runs in the next step, with how many tokens. Policy only: no tensors, no clocks, no threads.
 
 One step processes at most `max_num_batched_tokens` tokens. A prefill chunk, a decode token, and a decode token with drafts
-behind it are the same thing: some next tokens of a sequence. Order of service:
+behind it are the same thing: some next tokens of a sequence. Sequences are ranked by priority (lower first), then by arrival. Order
+of service:
 
-1. sequences that decode, oldest first: a long prefill therefore never holds up running streams for more than one step;
-2. running prefills, oldest first, with what is left of the budget;
-3. waiting requests, in order of arrival, while a row and pages for their whole prompt are there.
+1. sequences that decode, by rank: a long prefill therefore never holds up running streams for more than one step;
+2. running prefills, by rank, with what is left of the budget;
+3. waiting requests, by rank, while a row and pages for their whole prompt are there.
 
-Out of pages, the youngest sequence is preempted: its pages go back, and it waits at the head of the queue to be recomputed. Age
-decides, so the oldest sequence always advances. A sequence preempted `max_preemptions` times is admitted again only
-with all the pages it can ever need and is never chosen again; so the number of preemptions of a request is bounded, and since
-such a sequence needs nothing more and one longest request always fits the pool, nobody waits for ever.
+The budget holds a token and its drafts for every row, and a sequence that still prefills uses a row without decoding, so at least
+that much is left for the first of them in every step: prefills do not starve either. Nobody overtakes a waiting request of better
+rank, however well it would fit.
 
-Every sequence that is added ends by exactly one `finish` (or `abort`), which gives its pages back.
+Out of pages, the sequence of lowest rank is preempted: its pages go back, and it waits at its place in the queue to be recomputed.
+Rank decides, so the first sequence always advances. A sequence preempted `max_preemptions` times is admitted again only
+with all the pages it can ever need and is never chosen again, not even for an urgent one; so the number of preemptions of a
+request is bounded, and since such a sequence needs nothing more and one longest request always fits the pool, nobody waits for
+ever, except for an endless stream of requests with better priority.
+
+Prefixes are shared between sequences of one cache salt and adapter under one version of the weights. A change of weights starts
+an *epoch*: what runs goes on with the KV it has, but offers none of it any more, because part of it is of the old weights.
+
+Every sequence that is added ends by exactly one `finish`, which gives its pages back. Deadlines are instants of a clock
+that the caller owns: `expired` names the sequences to finish.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
+from bisect import insort
 from collections import deque
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from openglm.engine.pages import PagePool, root_key
+from openglm.engine.cache_history import CacheOutcome
+from openglm.engine.page_key import PageKey, root_key
+from openglm.engine.pages import PagePool
 from openglm.engine.sequence import Sequence
 from openglm.errors import QueueFullError
 
@@ -38,6 +52,7 @@ class SchedulerLimits:
     max_num_batched_tokens: int
     max_queued_requests: int
     num_speculative_tokens: int = 0
+    num_host_pages: int = 0
     prefix_caching: bool = True
     max_preemptions: int = 4
 
@@ -64,20 +79,27 @@ class Scheduled(NamedTuple):
 class Scheduler:
     """Waiting and running sequences and the pages they hold."""
 
-    def __init__(self, limits: SchedulerLimits, *, salt: str = "") -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.pool = PagePool(limits.num_pages)
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # by arrival, oldest first
-        self.num_preemptions = 0
-        self.num_prompt_tokens_looked_up = 0
-        self.num_prompt_tokens_cached = 0
+        self.pool = PagePool(limits.num_pages, num_host_pages=limits.num_host_pages)
+        self.waiting: deque[Sequence] = deque()  # by rank
+        self.running: list[Sequence] = []  # by rank
+        self.weight_version = 0
         self._lookahead = 1 if limits.num_speculative_tokens else 0
-        self._root = root_key(salt=salt, lookahead=self._lookahead)
+        self._epoch = 0
+        self._timed: dict[str, Sequence] = {}  # those that have a deadline
         self._rows = list(range(limits.max_num_seqs))
         self._num_admissions = 0
         self._plan: dict[str, Scheduled] = {}
         self._budget = 0
+        self.reset_counters()
+
+    def reset_counters(self) -> None:
+        """Start counting anew."""
+        self.num_preemptions = 0
+        self.num_prompt_tokens_looked_up = 0
+        self.num_prompt_tokens_cached = 0
+        self.cache_outcomes: dict[CacheOutcome, int] = {}
 
     @property
     def has_work(self) -> bool:
@@ -88,7 +110,13 @@ class Scheduler:
         """Queue a new sequence; a full queue raises `QueueFullError`."""
         if len(self.waiting) >= self.limits.max_queued_requests + max(0, self.limits.max_num_seqs - len(self.running)):
             raise QueueFullError(f"{len(self.waiting)} requests wait already; try again later")
-        self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=_rank)
+        if sequence.deadline < math.inf:
+            self._timed[sequence.id] = sequence
+
+    def expired(self, now: float) -> list[Sequence]:
+        """The waiting and running sequences whose deadline has come; the caller finishes them."""
+        return [sequence for sequence in self._timed.values() if sequence.deadline <= now]
 
     def schedule(self) -> list[Scheduled]:
         """Choose the next step's work and reserve its pages. Nothing is computed yet: `computed` is untouched."""
@@ -98,7 +126,7 @@ class Scheduler:
             for sequence in [s for s in self.running if s.decoding is decoding]:
                 if self._budget < 1:
                     break
-                if sequence.row >= 0:  # not preempted by an older one a moment ago
+                if sequence.row >= 0:  # not preempted by one before it a moment ago
                     self._grant(sequence)
         while self._budget > 0 and self._rows:
             candidate = next((s for s in self.waiting if not s.held), None)
@@ -110,23 +138,38 @@ class Scheduler:
 
     def publish(self, sequence: Sequence, valid: int) -> None:
         """Offer the sequence's complete pages among its first `valid` positions, whose KV is final in every layer, to others."""
-        if not (self.limits.prefix_caching and sequence.healthy):
+        if not (self.limits.prefix_caching and sequence.healthy and sequence.epoch == self._epoch):
             return
         count = valid // self.limits.page_size
         if count <= sequence.num_published:
             return
         keys = self._keys(sequence, count)
         for index in range(sequence.num_published, count):
-            self.pool.publish(sequence.pages[index], keys[index])
+            self.pool.publish(sequence.pages[index], keys[index], keys[index - 1] if index else self._root(sequence))
         sequence.num_published = count
 
     def finish(self, sequence: Sequence) -> None:
         """Take a running or waiting sequence out for good and free its pages."""
         sequence.ended = True
+        self._timed.pop(sequence.id, None)
         if sequence.row >= 0:
             self._stop(sequence)
         else:
             self.waiting.remove(sequence)
+
+    def set_weight_version(self, version: int) -> None:
+        """From now on the model's weights are those called `version`. Prefixes of other versions are not found until it returns."""
+        if version == self.weight_version:
+            return
+        self.weight_version = version
+        self._epoch += 1
+        for sequence in self.waiting:
+            sequence.keys = []
+
+    def forget(self) -> None:
+        """Drop every cached prefix, of all versions; what runs keeps its pages but offers none of them any more."""
+        self.pool.forget()
+        self._epoch += 1
 
     def preempt_all(self) -> None:
         """Send every running sequence back to the queue (to be recomputed)."""
@@ -136,19 +179,19 @@ class Scheduler:
     def rebuild(self) -> None:
         """Start over with an empty page pool after its accounting was found wrong; running sequences are recomputed."""
         for sequence in reversed(self.running):
-            sequence.pages, sequence.num_published, sequence.computed, sequence.drafts = [], 0, 0, []
+            sequence.pages = []
             heapq.heappush(self._rows, sequence.row)
             sequence.row = -1
-            self.waiting.appendleft(sequence)
+            self._wait_again(sequence)
         self.running = []
-        self.pool = PagePool(self.limits.num_pages)
+        self.pool = PagePool(self.limits.num_pages, num_host_pages=self.limits.num_host_pages)
 
     def check(self) -> str | None:
         """The accounting identity and every reference count, recomputed; a description of what is wrong, or None."""
         return self.pool.check(s.pages for s in self.running)
 
     def _grant(self, sequence: Sequence) -> None:
-        """Plan as many pending tokens as the budget allows, preempting the youngest while pages are short."""
+        """Plan as many pending tokens as the budget allows, preempting the last in rank while pages are short."""
         num_tokens = min(sequence.pending, self._budget)
         # A chained MTP draft writes its own KV behind the verified tokens, so those slots are reserved too.
         ahead = max(0, self.limits.num_speculative_tokens - 1)
@@ -175,58 +218,56 @@ class Scheduler:
         limits, pool = self.limits, self.pool
         protected = sequence.num_preempted >= limits.max_preemptions
         slots = sequence.max_total if protected else min(len(sequence.tokens) + limits.num_speculative_tokens, sequence.max_total)
-        hits = self._cached_prefix(sequence)
-        pool.share(hits)
-        missing = -(-slots // limits.page_size) - len(hits)
+        reads = limits.prefix_caching and not sequence.scheduling.skip_reading_prefix_cache and not sequence.scores_prompt
+        keys = self._keys(sequence, (len(sequence.tokens) - 1) // limits.page_size) if reads else []
+        num_hits = pool.num_known(keys)
+        outcome = pool.history.outcome(keys, num_hits) if reads else "bypassed"
         # Each running sequence may want a page soon; admitting into the last ones would only preempt again.
-        headroom = len(self.running)
-        pages = pool.allocate(missing) if pool.num_available >= missing + headroom else None
+        pages = pool.acquire(keys[:num_hits], -(-slots // limits.page_size), spare=len(self.running))
         if pages is None:
-            pool.release(hits)
             return False
-        sequence.pages = hits + pages
-        sequence.computed = len(hits) * limits.page_size
-        sequence.num_published = len(hits)
-        if not sequence.num_preempted:
+        sequence.pages = pages
+        sequence.computed = num_hits * limits.page_size
+        sequence.num_published = num_hits
+        sequence.epoch = self._epoch
+        if sequence.cache_outcome is None:
+            sequence.cache_outcome = outcome
             sequence.num_cached = sequence.computed
             self.num_prompt_tokens_looked_up += sequence.num_prompt
             self.num_prompt_tokens_cached += sequence.computed
+            self.cache_outcomes[outcome] = self.cache_outcomes.get(outcome, 0) + 1
         sequence.row = heapq.heappop(self._rows)
         self._num_admissions += 1
         sequence.admission = self._num_admissions
-        position = len(self.running)
-        while position and self.running[position - 1].arrival > sequence.arrival:
-            position -= 1
-        self.running.insert(position, sequence)
+        insort(self.running, sequence, key=_rank)
         return True
 
-    def _cached_prefix(self, sequence: Sequence) -> list[int]:
-        if not self.limits.prefix_caching or sequence.scores_prompt:  # scoring needs the hidden state of every position
-            return []
-        pages: list[int] = []
-        for key in self._keys(sequence, (len(sequence.tokens) - 1) // self.limits.page_size):
-            page = self.pool.find(key)
-            if page is None:
-                break
-            pages.append(page)
-        return pages
+    def _root(self, sequence: Sequence) -> PageKey:
+        return root_key(
+            salt=sequence.scheduling.cache_salt,
+            adapter=sequence.adapter,
+            weight_version=self.weight_version,
+            lookahead=self._lookahead,
+        )
 
-    def _keys(self, sequence: Sequence, count: int) -> list[bytes]:
-        return sequence.page_keys(count, page_size=self.limits.page_size, lookahead=self._lookahead, root=self._root)
+    def _keys(self, sequence: Sequence, count: int) -> list[PageKey]:
+        return sequence.page_keys(count, page_size=self.limits.page_size, lookahead=self._lookahead, root=self._root(sequence))
 
     def _preempt(self, sequence: Sequence) -> None:
         planned = self._plan.pop(sequence.id, None)
         if planned is not None:
             self._budget += planned.num_tokens
         self._stop(sequence)
-        sequence.computed, sequence.num_published, sequence.drafts = 0, 0, []
         sequence.num_preempted += 1
         self.num_preemptions += 1
-        # Back to its place by age: in front of everything younger that waits.
-        position = 0
-        while position < len(self.waiting) and self.waiting[position].arrival < sequence.arrival:
-            position += 1
-        self.waiting.insert(position, sequence)
+        self._wait_again(sequence)
+
+    def _wait_again(self, sequence: Sequence) -> None:
+        """Back to its place in the queue, to be recomputed."""
+        sequence.computed, sequence.num_published, sequence.drafts = 0, 0, []
+        if sequence.epoch != self._epoch:
+            sequence.keys = []  # they may be those of former weights
+        insort(self.waiting, sequence, key=_rank)
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -234,3 +275,7 @@ class Scheduler:
         sequence.pages = []
         heapq.heappush(self._rows, sequence.row)
         sequence.row = -1
+
+
+def _rank(sequence: Sequence) -> tuple[int, int]:
+    return sequence.rank

@@ -7,7 +7,10 @@ what follows `tokens`; they are processed with it and kept only as far as they t
 
 from __future__ import annotations
 
-from openglm.engine.pages import PageKey, page_key
+import math
+
+from openglm.engine.cache_history import CacheOutcome
+from openglm.engine.page_key import PageKey, page_key
 from openglm.engine.request import GenerationRequest
 
 
@@ -15,25 +18,33 @@ class Sequence:
     """Mutable state of one request; the scheduler and the engine core are its only writers."""
 
     __slots__ = (
-        "admission", "arrival", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached",
-        "num_drafted",
-        "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "scores_prompt", "seed", "tokens",
+        "adapter", "admission", "arrival", "cache_outcome", "computed", "deadline", "drafts", "ended", "epoch", "healthy", "id", "keys",
+        "leader", "max_total", "num_accepted", "num_cached", "num_drafted", "num_preempted", "num_prompt", "num_published", "pages",
+        "params", "rank", "row", "scheduling", "scores_prompt", "seed", "tokens",
     )  # fmt: skip
 
-    def __init__(self, request: GenerationRequest, *, arrival: int, max_model_len: int, seed: int) -> None:
+    def __init__(
+        self, request: GenerationRequest, *, arrival: int, max_model_len: int, seed: int, deadline: float = math.inf, adapter: str = ""
+    ) -> None:
+        """`deadline` is an instant of the clock whose readings the scheduler is given."""
         self.id = request.id
         self.params = request.params
+        self.scheduling = request.scheduling
         self.tokens = list(request.prompt_ids)
         self.num_prompt = len(self.tokens)
         room = max_model_len - self.num_prompt
         self.max_total = self.num_prompt + (room if self.params.max_tokens is None else min(self.params.max_tokens, room))
         self.arrival = arrival
+        self.rank = (self.scheduling.priority, arrival)  # who goes first; the later one gives way
+        self.deadline = deadline
+        self.adapter = adapter  # whose weights compute its KV; "" is the model's own
         self.leader: Sequence | None = None  # the sequence whose prompt's pages this one waits for
         self.ended = False
         self.seed = seed
         self.scores_prompt = self.params.prompt_logprobs is not None and self.num_prompt > 1  # until every prompt token is scored
         self.row = -1  # place in the runner's page table while running
         self.admission = 0  # differs every time the sequence (re)starts with other pages
+        self.epoch = 0  # the scheduler's count of changed weights when it (re)started
         self.healthy = True  # False once anything not finite was seen: its pages are then never published
         self.computed = 0  # positions whose KV is in the pages
         self.drafts: list[int] = []
@@ -41,6 +52,7 @@ class Sequence:
         self.keys: list[PageKey] = []  # of the complete pages so far, computed once
         self.num_published = 0  # leading pages that are shared or have been offered
         self.num_cached = 0
+        self.cache_outcome: CacheOutcome | None = None  # why no more than `num_cached` came from the cache; None before admission
         self.num_preempted = 0
         self.num_drafted = 0
         self.num_accepted = 0

@@ -38,9 +38,16 @@ class EngineStats(msgspec.Struct):
     pages_cached: int = 0
     pages_held: int = 0
     num_evicted_pages: int = 0
+    host_pages_total: int = 0
+    host_pages_used: int = 0
+    num_host_pages_stored: int = 0
+    """Evicted pages that were copied to host memory, and pages that were copied back for a hit."""
+    num_host_pages_loaded: int = 0
     kv_accounting_errors: int = 0
     prompt_tokens_looked_up: int = 0
     prompt_tokens_cached: int = 0
+    cache_outcomes: dict[str, int] = msgspec.field(default_factory=dict)
+    """Admitted requests by why their cached prefix ended where it did (`openglm.engine.cache_history`)."""
     drafted_by_position: list[int] = msgspec.field(default_factory=list)
     """How often a draft at depth 1, 2, ... was verified, and how often it was right."""
     accepted_by_position: list[int] = msgspec.field(default_factory=list)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openglm.config import ModelConfig
-from openglm.ops import PAGE_SIZE, Bucket, Routing
+from openglm.ops import FP8, PAGE_SIZE, Bucket, Fp8KV, KVLayer, Routing
 
 OnRouting = Callable[[int, Routing], None]
 
@@ -27,7 +27,7 @@ class PagedBatch:
     kv_lengths: Sequence[int]  # R lengths, counting this step's tokens
     page_table: Tensor  # [R, max_pages] int64; entries past a request's length are ignored
     slots: Tensor  # [T] int64, page * 64 + offset of each new token
-    kv: Sequence[Tensor]  # per layer [pages, 2, kv_heads, 64, head_dim]; the MTP layer is last
+    kv: Sequence[KVLayer]  # per layer [pages, 2, kv_heads, 64, head_dim], with scales if in fp8; the MTP layer is last
 
     @cached_property
     def offsets(self) -> Tensor:
@@ -88,10 +88,14 @@ class ForwardContext:
 
 def allocate_kv(
     config: ModelConfig, num_pages: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-) -> list[Tensor]:
-    """Zeroed KV pages for every layer and, last, the MTP layer: each [num_pages, 2, kv_heads, 64, head_dim]."""
+) -> list[KVLayer]:
+    """Zeroed KV pages for every layer and, last, the MTP layer: each [num_pages, 2, kv_heads, 64, head_dim], with scales if in fp8."""
     shape = (num_pages, 2, config.num_key_value_heads, PAGE_SIZE, config.head_dim)
-    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(config.num_kv_layers)]
+    layers: list[KVLayer] = []
+    for _ in range(config.num_kv_layers):
+        data = torch.zeros(shape, dtype=dtype, device=device)
+        layers.append(Fp8KV(data, torch.zeros(shape[:-1], device=device)) if dtype == FP8 else data)
+    return layers
 
 
 def _bucket_width(length: int) -> int:

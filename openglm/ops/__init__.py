@@ -12,8 +12,9 @@ from torch import Tensor
 
 from openglm.ops import cpu, reference
 from openglm.ops.cpu import PackedExperts, PackedLayer, PackedLinear, PackedMLP
-from openglm.ops.reference.attention import PAGE_SIZE, Bucket, dense_attention, paged_attention, write_kv
+from openglm.ops.reference.attention import PAGE_SIZE, Bucket, KVLayer, dense_attention, kv_tensors, paged_attention, write_kv
 from openglm.ops.reference.experts import Routing, balance_loss, experts_mlp, route
+from openglm.ops.reference.fp8_kv import FP8, Fp8KV, dequantize_kv, quantize_kv
 from openglm.ops.reference.linear import linear
 from openglm.ops.reference.rope import apply_rope, rope_and_write, rope_heads, rope_table
 from openglm.ops.reference.swiglu import swiglu
@@ -31,8 +32,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = False) -> 
 
 
 __all__ = [
+    "FP8",
     "PAGE_SIZE",
     "Bucket",
+    "Fp8KV",
+    "KVLayer",
     "PackedExperts",
     "PackedLayer",
     "PackedLinear",
@@ -42,10 +46,13 @@ __all__ = [
     "balance_loss",
     "cpu",
     "dense_attention",
+    "dequantize_kv",
     "experts_mlp",
     "highest",
+    "kv_tensors",
     "linear",
     "paged_attention",
+    "quantize_kv",
     "rms_norm",
     "rope_and_write",
     "rope_heads",

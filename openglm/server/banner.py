@@ -37,9 +37,13 @@ def banner(
         f"  try it            curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
         f"  chat              glm chat --url {url}",
         f"  KV cache          {tokens:,} tokens: room for {conversations} conversation(s) of {info.max_model_len:,} tokens,"
-        f" {info.max_num_seqs} at once",
+        f" {info.max_num_seqs} at once, {info.kv_cache_dtype}",
         f"  chat template     {model.template.description}",
     ]
+    if info.num_host_pages:
+        lines.append(f"  host tier         {info.num_host_pages * PAGE_SIZE:,} tokens of cached prefixes in host memory")
+    if info.request_timeout_s is not None:
+        lines.append(f"  time limit        {info.request_timeout_s:g} s per request")
     if len(model.names) > 1:
         lines.append(f"  model names       {', '.join(model.names)}")
     lines += [f"  {'chosen for you' if i == 0 else '':17} {reason}" for i, reason in enumerate(info.reasons)]

@@ -6,8 +6,9 @@ field that we know but cannot honour yet is refused when its value would change 
 
 Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
 `repetition_penalty`, `min_tokens` (which holds off stop ids, not stop strings), `bad_words`, `thinking_budget` (vLLM's spelling:
-`thinking_token_budget`), `chat_template_kwargs` (a closed set of keys), and Z.ai's `thinking: {"type": ...}`. Where several say
-whether to think, the most specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`.
+`thinking_token_budget`), `priority` (lower runs first) and `cache_salt` as in vLLM, `chat_template_kwargs` (a closed set of keys),
+and Z.ai's `thinking: {"type": ...}`. Where several say whether to think, the most specific wins: `chat_template_kwargs.enable_thinking`,
+then `thinking`, then `reasoning_effort: "none"`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.engine.request import SamplingParams
+from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import RequestError
 from openglm.server.strict_json import convert, decode_json
 from openglm.server.turn import TurnRequest
@@ -76,6 +78,8 @@ class ChatBody(msgspec.Struct):
     bad_words: list[str] | None = None
     thinking_budget: Int | None = None
     thinking_token_budget: Int | None = None
+    priority: Int | None = None
+    cache_salt: str | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: dict[str, Any] | None = None
 
@@ -107,6 +111,7 @@ def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingD
         stop=_stop(chat, limits),
         parallel_tool_calls=chat.parallel_tool_calls is not False,
         bad_words=_bad_words(chat, limits),
+        scheduling=_scheduling(chat),
     )
     return ChatRequest(
         model=chat.model,
@@ -144,6 +149,12 @@ def _sampling(chat: ChatBody, defaults: SamplingDefaults, limits: RequestLimits)
         min_tokens=_or(chat.min_tokens, 0),
         thinking_budget=_or(chat.thinking_budget, chat.thinking_token_budget),
     )
+
+
+def _scheduling(chat: ChatBody) -> SchedulingParams:
+    if chat.cache_salt == "":
+        raise RequestError("cache_salt must not be empty; leave it out to share prefixes with everyone", param="cache_salt")
+    return SchedulingParams(priority=_or(chat.priority, 0), cache_salt=_or(chat.cache_salt, ""))
 
 
 def _num_choices(chat: ChatBody, limits: RequestLimits) -> int:

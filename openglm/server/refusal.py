@@ -11,7 +11,15 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from openglm.errors import ContextLengthError, EngineDeadError, EngineError, OpenGLMError, QueueFullError, RequestError
+from openglm.errors import (
+    ContextLengthError,
+    DeadlineExceededError,
+    EngineDeadError,
+    EngineError,
+    OpenGLMError,
+    QueueFullError,
+    RequestError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +35,7 @@ _TYPES: Final = {
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
+    504: "timeout_error",
 }
 
 
@@ -66,6 +75,8 @@ def refusal_of(error: BaseException) -> Refusal:
             return Refusal(400, str(error), error.code, error.param)
         case QueueFullError():
             return Refusal(503, str(error), "queue_full", retry_after_s=error.retry_after_s)
+        case DeadlineExceededError():
+            return Refusal(504, str(error), "deadline_exceeded")
         case EngineDeadError():
             return Refusal(503, f"the engine is not available: {error}", "engine_unavailable", retry_after_s=5.0)
         case EngineError():

@@ -24,6 +24,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
+from openglm.engine.scheduling import SchedulingParams
 from openglm.engine.stop import StopStrings
 from openglm.errors import ContextLengthError, EngineError
 from openglm.server.served_model import ServedModel
@@ -46,6 +47,7 @@ class TurnRequest:
     stop: tuple[str, ...] = ()
     parallel_tool_calls: bool = True
     bad_words: tuple[str, ...] = ()
+    scheduling: SchedulingParams = field(default_factory=SchedulingParams)
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ async def run(turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer) -> Async
 
 
 def _engine_request(turn: PreparedTurn) -> GenerationRequest:
-    return GenerationRequest(turn.id, turn.prompt_ids, turn.params, turn.follows)
+    return GenerationRequest(turn.id, turn.prompt_ids, turn.params, turn.follows, turn.request.scheduling)
 
 
 class _TurnReader:

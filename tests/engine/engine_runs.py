@@ -69,5 +69,6 @@ def merged(outputs: Sequence[EngineOutput]) -> EngineOutput:
         last.num_drafted,
         last.num_accepted,
         last.error,
-        next((o.prompt_logprobs for o in outputs if o.prompt_logprobs is not None), None),
+        prompt_logprobs=next((o.prompt_logprobs for o in outputs if o.prompt_logprobs is not None), None),
+        cache_outcome=last.cache_outcome,
     )

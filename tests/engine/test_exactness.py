@@ -6,6 +6,7 @@ alone, without drafts, without prefix cache, in one chunk.
 
 import random
 from functools import cache
+from itertools import count
 
 import pytest
 import torch
@@ -42,11 +43,17 @@ def results(core) -> list[tuple]:
 
 
 @cache
-def alone(name: str, dtype: str) -> list[tuple]:
+def alone(name: str, dtype: str, kv_cache_dtype: str = "auto") -> list[tuple]:
     found = []
     for prompt, own in zip(prompts(), params(), strict=True):
         core = make_core(
-            name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=0, enable_prefix_caching=False, max_num_batched_tokens=512
+            name,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            num_tokens=FEW_TOKENS,
+            num_speculative_tokens=0,
+            enable_prefix_caching=False,
+            max_num_batched_tokens=512,
         )
         (output,) = generate(core, [prompt], own)
         found.append((output.token_ids, output.logprobs))
@@ -77,6 +84,18 @@ def test_prefix_cache_equals_cold(name, dtype):
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
+def preempt_often(core) -> None:
+    """Send everyone back to the queue before every seventh step."""
+    step, numbers = core.step, count(1)
+
+    def step_with_forced_preemption():
+        if next(numbers) % 7 == 0:
+            core.scheduler.preempt_all()
+        return step()
+
+    core.step = step_with_forced_preemption
+
+
 @pytest.mark.parametrize(("name", "dtype", "depth", "caching"), [(*SOME[0], 0, True), (*SOME[1], 3, False)])
 def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
     core = make_core(
@@ -88,17 +107,7 @@ def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, cach
         max_model_len=192,
         kv_cache_tokens=448,
     )
-    forced = core.scheduler.preempt_all
-    step, count = core.step, 0
-
-    def step_with_forced_preemption():
-        nonlocal count
-        count += 1
-        if count % 7 == 0:
-            forced()
-        return step()
-
-    core.step = step_with_forced_preemption
+    preempt_often(core)
     assert results(core) == alone(name, dtype)
     assert core.stats().num_preemptions > 0
 
@@ -112,6 +121,28 @@ def test_random_company_changes_nothing(name, dtype):
         chosen = rng.sample(everything, rng.randrange(2, len(everything)))
         outputs = generate(core, [prompt for prompt, _, _ in chosen], [own for _, own, _ in chosen])
         assert [(o.token_ids, o.logprobs) for o in outputs] == [expected for _, _, expected in chosen]
+
+
+@pytest.mark.parametrize(("name", "dtype", "depth"), [(*SOME[0], 2), (*SOME[1], 1)])
+def test_with_fp8_kv_a_request_is_the_same_in_every_company_too(name, dtype, depth):
+    """Batched, in chunks, with drafts, preempted, and from the prefix cache; fp8 itself changes the numbers."""
+    expected = alone(name, dtype, "fp8")
+    assert [logprobs for _, logprobs in expected] != [logprobs for _, logprobs in alone(name, dtype)]
+    core = make_core(
+        name,
+        dtype=dtype,
+        kv_cache_dtype="fp8",
+        num_tokens=FEW_TOKENS,
+        num_speculative_tokens=depth,
+        max_num_batched_tokens=100,
+        max_num_seqs=5,
+        max_model_len=192,
+        kv_cache_tokens=448,
+    )
+    preempt_often(core)
+    assert results(core) == expected
+    stats = core.stats()
+    assert stats.num_preemptions > 0 and stats.prompt_tokens_cached > 0
 
 
 class Oracle:

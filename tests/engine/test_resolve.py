@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from openglm.config import variant
-from openglm.config.engine import EngineConfig, Machine, num_parameters, resolve
+from openglm.config.engine import EngineConfig, Machine, kv_token_bytes, num_parameters, resolve
 from openglm.errors import ConfigError
 from openglm.model import GlmModel
 
@@ -57,11 +57,35 @@ def test_a_small_cache_shortens_the_context_and_says_so():
     assert any("max_model_len 704" in reason for reason in reasons)
 
 
+def test_fp8_kv_needs_half_of_bf16_and_its_scales():
+    air = variant("glm-4.5-air")
+    assert kv_token_bytes(air, "bfloat16") == 2 * air.num_kv_layers * 8 * 128 * 2
+    assert kv_token_bytes(air, "fp8_e4m3") == 2 * air.num_kv_layers * 8 * (128 + 4)
+    large = replace(CPU, memory_bytes=512 << 30)
+    bf16, _ = resolve(EngineConfig(max_num_seqs=4096), air, large)
+    fp8, reasons = resolve(EngineConfig(max_num_seqs=4096, kv_cache_dtype="fp8"), air, large)
+    assert (bf16.kv_cache_dtype, fp8.kv_cache_dtype) == ("bfloat16", "fp8_e4m3")
+    assert fp8.num_pages * 132 == pytest.approx(bf16.num_pages * 256, rel=1e-3), "both fill the same memory"
+    assert any(
+        "kv_cache_tokens" in reason and f"({fp8.num_pages * 64 * kv_token_bytes(air, 'fp8_e4m3') / 2**20:.0f} MiB)" in reason
+        for reason in reasons
+    )
+
+
+def test_the_host_tier_is_as_large_as_was_said():
+    resolved, _ = resolve(EngineConfig(kv_offloading_size=1.0), NANO, CPU)
+    assert resolved.num_host_pages == 2**30 // (64 * kv_token_bytes(NANO, "float32"))
+    assert resolve(EngineConfig(), NANO, CPU)[0].num_host_pages == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"max_model_len": 5000}, "max_position_embeddings"),
         ({"max_model_len": 4096, "kv_cache_tokens": 640}, "kv_cache|KV cache"),
+        ({"kv_offloading_size": 1.0, "enable_prefix_caching": False}, "prefix caching is off"),
+        ({"kv_offloading_size": 5.0}, "quarter"),
+        ({"kv_offloading_size": 1e-6}, "not even one page"),
         ({"max_num_seqs": 16, "max_num_batched_tokens": 31}, "max_num_batched_tokens 31"),
     ],
 )
@@ -80,6 +104,7 @@ def test_a_model_that_does_not_fit_is_refused_with_sizes():
     [
         {"num_speculative_tokens": -1}, {"num_speculative_tokens": 9}, {"max_model_len": 1}, {"max_num_seqs": 0}, {"kv_cache_tokens": 63},
         {"threads": 0}, {"dtype": "int8"}, {"load_format": "pickle"}, {"load_format": "dummy"}, {"max_queued_requests": -1},
+        {"kv_cache_dtype": "fp8_e5m2"}, {"kv_offloading_size": -1.0}, {"kv_offloading_size": float("nan")}, {"request_timeout_s": 0.0},
     ],
 )  # fmt: skip
 def test_impossible_values_name_their_field(changes):

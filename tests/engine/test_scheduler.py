@@ -1,80 +1,13 @@
-"""Scheduling policy, without any model: order, budgets, pages, preemption, and that every request ends exactly once."""
+"""Scheduling policy, without any model: order, budgets, pages, preemption, deadlines, and who shares prefixes with whom."""
 
 import subprocess
 import sys
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from scheduler_simulation import Simulation, limits
 
-from openglm.engine.request import GenerationRequest, SamplingParams
-from openglm.engine.scheduler import Scheduler, SchedulerLimits
-from openglm.engine.sequence import Sequence
+from openglm.engine.scheduler import Scheduler
 from openglm.errors import QueueFullError
-
-PAGE = 4
-
-
-def limits(**changes) -> SchedulerLimits:
-    base = {
-        "num_pages": 16,
-        "page_size": PAGE,
-        "max_model_len": 64,
-        "max_num_seqs": 4,
-        "max_num_batched_tokens": 16,
-        "max_queued_requests": 100,
-    }
-    return SchedulerLimits(**{**base, **changes})
-
-
-class Simulation:
-    """A scheduler with a pretended model: tokens are processed, drafts are right or wrong as told."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler = scheduler
-        self.arrivals = 0
-        self.live: dict[str, Sequence] = {}
-        self.ended: list[str] = []
-
-    def add(self, prompt: list[int], max_tokens: int = 8) -> Sequence:
-        self.arrivals += 1
-        request = GenerationRequest(f"r{self.arrivals}", prompt, SamplingParams(max_tokens=max_tokens))
-        sequence = Sequence(request, arrival=self.arrivals, max_model_len=self.scheduler.limits.max_model_len, seed=0)
-        self.scheduler.add(sequence)
-        self.live[sequence.id] = sequence
-        return sequence
-
-    def step(self, *, token: int = 1, right: int = 0) -> dict[str, int]:
-        plan = self.scheduler.schedule()
-        depth = self.scheduler.limits.num_speculative_tokens
-        assert sum(item.num_tokens for item in plan) <= self.scheduler.limits.max_num_batched_tokens
-        rows = [item.sequence.row for item in plan]
-        assert len(set(rows)) == len(rows) and all(0 <= row < self.scheduler.limits.max_num_seqs for row in rows)
-        for sequence, num_tokens in plan:
-            assert num_tokens > 0 and len(sequence.window(num_tokens)) == num_tokens
-            reached = sequence.computed + num_tokens + max(0, depth - 1)
-            assert len(sequence.pages) * PAGE >= min(reached, sequence.max_total), "every token of the step has its slot"
-        for item in plan:
-            sequence, num_tokens = item
-            if not item.samples:
-                sequence.computed += num_tokens
-                continue
-            kept = min(right, len(sequence.drafts)) + 1
-            kept = min(kept, sequence.max_total - len(sequence.tokens))
-            sequence.computed += num_tokens - len(sequence.drafts) - 1 + kept
-            sequence.tokens += [token] * kept
-            room = sequence.max_total - len(sequence.tokens)
-            sequence.drafts = [token] * max(0, min(depth, room - 1))
-            assert sequence.decoding
-            self.scheduler.publish(sequence, sequence.computed)
-            if room == 0:
-                self.end(sequence)
-        return {item.sequence.id: item.num_tokens for item in plan}
-
-    def end(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        del self.live[sequence.id]
-        self.ended.append(sequence.id)
 
 
 def test_decodes_come_before_prefills_and_a_long_prompt_is_cut_to_the_budget():
@@ -185,66 +118,116 @@ def test_limits_that_could_starve_someone_are_refused(changes):
         limits(**changes)
 
 
-OPERATIONS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.lists(st.integers(0, 1), min_size=1, max_size=40), st.integers(1, 40)),
-        st.tuples(st.just("step"), st.integers(0, 1), st.integers(0, 3)),
-        st.tuples(st.just("abort"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("preempt"), st.just(0), st.just(0)),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=250, deadline=None)
-@given(
-    operations=OPERATIONS,
-    depth=st.integers(0, 3),
-    num_seqs=st.integers(1, 4),
-    num_pages=st.integers(16, 24),
-    budget=st.integers(16, 24),
-    caching=st.booleans(),
-    max_preemptions=st.integers(0, 2),
-)
-def test_no_page_leaks_budgets_hold_and_every_request_ends_once(operations, depth, num_seqs, num_pages, budget, caching, max_preemptions):
-    scheduler = Scheduler(
-        limits(
-            num_speculative_tokens=depth,
-            max_num_seqs=num_seqs,
-            num_pages=num_pages,
-            max_num_batched_tokens=budget,
-            prefix_caching=caching,
-            max_preemptions=max_preemptions,
-        )
-    )
-    sim = Simulation(scheduler)
-    forced: dict[str, int] = {}
-    for name, a, b in operations:
-        if name == "add":
-            sim.add(a, b)
-        elif name == "step":
-            sim.step(token=a, right=b)
-        elif name == "preempt":
-            for sequence in scheduler.running:
-                forced[sequence.id] = forced.get(sequence.id, 0) + 1
-            scheduler.preempt_all()
-        elif sim.live:
-            sim.end(list(sim.live.values())[a % len(sim.live)])
-        assert scheduler.check() is None
-    everyone = list(sim.live.values())
-    steps = 0
-    while sim.live:
-        progress = sum(s.num_output + s.computed for s in sim.live.values()), len(sim.live)
-        plan = sim.step()
-        assert plan, "work is left, so something runs"
-        steps += 1
-        assert steps < 5000, progress
-        assert scheduler.check() is None
-    assert sorted(sim.ended) == sorted({f"r{i + 1}" for i in range(sim.arrivals)})
-    assert not scheduler.has_work and scheduler.pool.num_held == 0
-    assert all(s.num_preempted <= max_preemptions + forced.get(s.id, 0) for s in everyone)
-
-
 def test_policy_and_client_load_no_torch():
     code = "import sys, openglm.engine.scheduler, openglm.engine.client; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_urgent_requests_are_admitted_first_and_equal_ones_in_order_of_arrival():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    for priority in (0, 5, -1, 0, -1):
+        sim.add([1], max_tokens=1, priority=priority)
+    sim.drain()
+    assert sim.ended == ["r3", "r5", "r1", "r4", "r2"]
+
+
+def test_short_of_pages_the_least_urgent_gives_way_however_old():
+    sim = Simulation(Scheduler(limits(num_pages=16, max_num_batched_tokens=64, prefix_caching=False)))
+    unimportant = sim.add(list(range(28)), max_tokens=30, priority=1)
+    urgent = sim.add(list(range(28)), max_tokens=30)
+    while not unimportant.num_preempted:
+        sim.step()
+    assert urgent.num_preempted == 0 and urgent.row >= 0
+    sim.drain()
+    assert sim.ended == [urgent.id, unimportant.id]
+
+
+def test_urgent_requests_cannot_preempt_one_request_more_often_than_the_bound():
+    sim = Simulation(Scheduler(limits(max_preemptions=2, max_num_batched_tokens=64, prefix_caching=False)))
+    unimportant = sim.add(list(range(20)), max_tokens=40, priority=9)
+    for _ in range(12):
+        sim.add(list(range(28)), max_tokens=30)
+    sim.drain()
+    assert unimportant.num_preempted <= 2
+
+
+def test_deadlines_are_told_for_waiting_and_running_requests_alike():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    running, waiting, patient = sim.add([1], 30, deadline=5.0), sim.add([1], 30, deadline=6.0), sim.add([1], 2)
+    sim.step()
+    assert sim.scheduler.expired(4.9) == []
+    assert sim.scheduler.expired(6.0) == [running, waiting]
+    sim.now = 6.0
+    sim.step()
+    assert sim.ended == ["r1", "r2"] and sim.scheduler.expired(100.0) == [] and patient.row >= 0
+
+
+@pytest.mark.parametrize("differs", [{"cache_salt": "other"}, {"adapter": "other"}])
+def test_prefixes_are_shared_only_under_the_same_salt_and_adapter(differs):
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    found = [sim.add(list(range(9)), 1, **own) for own in ({}, differs, {}, differs)]
+    sim.drain()
+    assert [(s.num_cached, s.cache_outcome) for s in found] == [(0, "cold"), (0, "cold"), (8, "full"), (8, "full")]
+
+
+def test_a_new_version_of_the_weights_finds_nothing_and_the_old_one_everything_again():
+    sim = Simulation(Scheduler(limits()))
+    outcomes = []
+    for version in (0, 1, 1, 0):
+        sim.scheduler.set_weight_version(version)
+        sequence = sim.add(list(range(9)), 1)
+        sim.drain()
+        outcomes.append(sequence.cache_outcome)
+    assert outcomes == ["cold", "cold", "full", "full"]
+
+
+@pytest.mark.parametrize("change", ["version", "forget"])
+def test_a_request_that_saw_a_change_of_weights_offers_nothing_until_it_is_recomputed(change):
+    sim = Simulation(Scheduler(limits()))
+    sequence = sim.add([1, 2, 3], max_tokens=30)
+    sim.step()
+    if change == "version":
+        sim.scheduler.set_weight_version(1)
+    else:
+        sim.forget()
+    for _ in range(8):
+        sim.step()
+    assert sequence.num_published == 0
+    sim.scheduler.preempt_all()
+    for _ in range(4):
+        sim.step()
+    assert sequence.num_published > 0
+    sim.drain()
+
+
+def test_every_admission_says_why_its_prefix_ended():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1)))
+    prompts = {
+        "cold": [*range(9)],
+        "full": [*range(9)],
+        "short": [1, 2, 3, 4],
+        "diverged": [0, 1, 2, 3, 9, 9, 9, 9, 9],
+        "extended": [*range(8), 1, 1, 1, 1, 1],
+    }
+    found = {name: sim.add(prompt, 1) for name, prompt in prompts.items()}
+    found["bypassed"] = sim.add([*range(9)], 1, skip_reading_prefix_cache=True)
+    sim.drain()
+    assert {name: s.cache_outcome for name, s in found.items()} == {name: name for name in found}
+    assert sim.scheduler.cache_outcomes == dict.fromkeys(found, 1)
+    sim.add([7] * 60, 4)
+    sim.drain()
+    late = sim.add([*range(9)], 1)
+    sim.drain()
+    assert (late.cache_outcome, late.num_cached) == ("evicted", 0)
+
+
+def test_with_a_host_tier_what_was_evicted_is_found_again():
+    sim = Simulation(Scheduler(limits(max_num_seqs=1, num_host_pages=32)))
+    sim.add([*range(40)], 1)
+    sim.drain()
+    sim.add([7] * 60, 4)
+    sim.drain()
+    late = sim.add([*range(40)], 1)
+    sim.drain()
+    assert (late.cache_outcome, late.num_cached) == ("full", 36)
+    assert sim.scheduler.pool.num_loaded > 0

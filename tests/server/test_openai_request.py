@@ -3,6 +3,7 @@ import json
 import pytest
 
 from openglm.config.server import RequestLimits, SamplingDefaults
+from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import RequestError
 from openglm.server.openai_request import read_chat_request
 
@@ -149,6 +150,15 @@ def test_adjustments_reach_the_engine():
     assert (chat.num_choices, chat.turn.bad_words) == (3, ("no", "never"))
     assert read(thinking_budget=0, thinking_token_budget=9).turn.params.thinking_budget == 0
     assert not read(n=1, frequency_penalty=0, repetition_penalty=1, min_tokens=0, logit_bias={}).turn.params.adjusts_logits
+
+
+def test_priority_and_cache_salt_reach_the_engine():
+    assert read().turn.scheduling == SchedulingParams()
+    assert read(priority=-3, cache_salt="tenant").turn.scheduling == SchedulingParams(priority=-3, cache_salt="tenant")
+    for fields in ({"priority": 2**31}, {"priority": 1.5}, {"cache_salt": ""}, {"cache_salt": "x" * 300}, {"cache_salt": 5}):
+        with pytest.raises(RequestError) as caught:
+            read(**fields)
+        assert caught.value.param == next(iter(fields))
 
 
 def test_defaults_come_from_the_model_and_requests_override_them():

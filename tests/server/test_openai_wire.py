@@ -10,7 +10,7 @@ from text_model import text_model
 
 from openglm.config.server import ServerConfig
 from openglm.engine.request import EngineOutput, TokenLogprobs
-from openglm.errors import EngineDeadError, EngineError, QueueFullError
+from openglm.errors import DeadlineExceededError, EngineDeadError, EngineError, QueueFullError
 from openglm.server.app import build_app
 from openglm.server.service import Service
 
@@ -221,6 +221,7 @@ async def test_log_probabilities_cover_every_token_in_streams_and_whole_answers(
     [
         (QueueFullError("full", retry_after_s=2.4), 503, "queue_full", "2"),
         (EngineDeadError("gone"), 503, "engine_unavailable", "5"),
+        (DeadlineExceededError("late"), 504, "deadline_exceeded", None),
         (EngineError("broke"), 500, "engine_error", None),
     ],
 )

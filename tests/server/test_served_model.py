@@ -1,5 +1,6 @@
 import json
 
+import msgspec
 import pytest
 from text_model import text_model
 
@@ -83,6 +84,13 @@ def test_the_banner_says_how_to_use_the_server_and_what_fits():
     assert "4,096 tokens: room for 4 conversation(s) of 1,024 tokens, 16 at once" in text
     assert "dtype float32: because" in text and "m, other" in text
     assert "WARNING" not in text
+
+
+def test_the_banner_tells_of_a_narrow_cache_a_host_tier_and_a_time_limit():
+    info = msgspec.structs.replace(INFO, kv_cache_dtype="fp8_e4m3", num_host_pages=10, request_timeout_s=2.5)
+    text = banner(ServerConfig(), text_model(), info, port=8000, num_pages=64, seconds=1.5)
+    assert "16 at once, fp8_e4m3" in text and "640 tokens of cached prefixes in host memory" in text and "2.5 s per request" in text
+    assert "host tier" not in lines() and "time limit" not in lines()
 
 
 @pytest.mark.parametrize(("host", "key", "warns"), [("0.0.0.0", "", True), ("::", "", True), ("0.0.0.0", "k", False), ("::1", "", False)])

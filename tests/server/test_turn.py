@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from text_model import text_model
 
 from openglm.engine.request import SamplingParams
-from openglm.errors import ContextLengthError, EngineError, QueueFullError, RequestError
-from openglm.server.turn import TurnRequest, prepare, run
+from openglm.engine.scheduling import SchedulingParams
+from openglm.errors import ContextLengthError, DeadlineExceededError, EngineError, QueueFullError, RequestError
+from openglm.server.turn import TurnRequest, choices, prepare, run
 from openglm.text.messages import Conversation, Message, Tool
 from openglm.text.turn_parser import ContentDelta, ToolCallStart, message_from_events
 
@@ -118,6 +119,7 @@ async def test_leaving_early_aborts_the_request():
     ("failure", "kind"),
     [
         (("queue_full", "full"), QueueFullError),
+        (("deadline_exceeded", "late"), DeadlineExceededError),
         (("internal", "boom"), EngineError),
         (("invalid_request", "no", "top_p"), RequestError),
         (("context_length_exceeded", "long"), ContextLengthError),
@@ -126,6 +128,14 @@ async def test_leaving_early_aborts_the_request():
 async def test_an_engine_failure_becomes_its_error(failure, kind):
     with pytest.raises(kind):
         await steps_of(CannedEngine([[65]], ending="error", failure=failure), request())
+
+
+async def test_every_choice_is_scheduled_as_the_request_says():
+    engine, wanted = CannedEngine([[65]]), SchedulingParams(priority=3, cache_salt="s")
+    for turn in choices(prepare(request(scheduling=wanted), MODEL), 2):
+        async with contextlib.aclosing(run(turn, engine, MODEL.tokenizer)) as steps:
+            assert [step async for step in steps]
+    assert [sent.scheduling for sent in engine.requests] == [wanted, wanted]
 
 
 async def test_output_that_ends_without_a_reason_is_an_error():

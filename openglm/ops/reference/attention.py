@@ -13,9 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv, quantize_kv
 from openglm.ops.reference.linear import pad_rows
 
 PAGE_SIZE = 64  # tokens per KV page, everywhere
+KVLayer = Tensor | Fp8KV
+"""One layer's pages: a tensor [pages, 2, Hkv, 64, D], or such a tensor in fp8 with its scales."""
+
 _QUERY_BLOCK = 32
 
 
@@ -28,16 +32,25 @@ class Bucket(NamedTuple):
     width: int
 
 
-def write_kv(kv: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+def kv_tensors(kv: KVLayer) -> tuple[Tensor, ...]:
+    """Every tensor that holds a part of the layer's pages, with the pages as first dim."""
+    return (kv,) if isinstance(kv, Tensor) else (kv.data, kv.scales)
+
+
+def write_kv(kv: KVLayer, slots: Tensor, keys: Tensor, values: Tensor) -> None:
     """Store keys and values [T, Hkv, D] of the step's tokens at `slots` [T] (page * 64 + offset) of kv [pages, 2, Hkv, 64, D]."""
     pages, offsets = slots // PAGE_SIZE, slots % PAGE_SIZE
+    if isinstance(kv, Fp8KV):
+        for i, vectors in enumerate((keys, values)):
+            kv.data[pages, i, :, offsets], kv.scales[pages, i, :, offsets] = quantize_kv(vectors)
+        return
     kv[pages, 0, :, offsets] = keys.to(kv.dtype)
     kv[pages, 1, :, offsets] = values.to(kv.dtype)
 
 
 def paged_attention(
     queries: Tensor,
-    kv: Tensor,
+    kv: KVLayer,
     *,
     query_starts: Sequence[int],
     kv_lengths: Sequence[int],
@@ -53,7 +66,7 @@ def paged_attention(
     outputs = []
     for r, length in enumerate(kv_lengths):
         rows = queries[query_starts[r] : query_starts[r + 1]]
-        own_pages = kv[page_table[r, : -(-length // PAGE_SIZE)]].to(queries.dtype)  # [P, 2, Hkv, 64, D]
+        own_pages = _read_pages(kv, page_table[r, : -(-length // PAGE_SIZE)], queries.dtype)  # [P, 2, Hkv, 64, D]
         if row_tile is None:
             outputs.append(_attend_whole(rows, own_pages, length, scale))
             continue
@@ -63,6 +76,12 @@ def paged_attention(
             end = before + start + block.shape[0]
             outputs.append(_attend_by_page(block, own_pages[: -(-end // PAGE_SIZE)], end, scale, row_tile))
     return torch.cat(outputs)
+
+
+def _read_pages(kv: KVLayer, pages: Tensor, dtype: torch.dtype) -> Tensor:
+    if isinstance(kv, Fp8KV):
+        return dequantize_kv(kv.data[pages], kv.scales[pages], dtype)
+    return kv[pages].to(dtype)
 
 
 def _attend_whole(queries: Tensor, pages: Tensor, length: int, scale: float) -> Tensor:
