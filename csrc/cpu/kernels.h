@@ -9,7 +9,7 @@
 
 namespace openglm {
 
-enum class DType : int { f32 = 0, bf16 = 1 };
+enum class DType : int { f32 = 0, bf16 = 1, fp8 = 2 };  // fp8 (e4m3) only in KV pages
 
 constexpr int kPanel = 16;     // output columns side by side in a packed weight
 constexpr int kPageSize = 64;  // token slots of a KV page
@@ -35,9 +35,10 @@ struct Experts {
     Linear **gate, **up, **down;
 };
 
-// One layer's KV pages: [pages, 2, kv_heads, 64, D].
+// One layer's KV pages: [pages, 2, kv_heads, 64, D]; in fp8 with a scale for every vector, [pages, 2, kv_heads, 64].
 struct Pages {
     void* data;
+    float* scales;
     DType dtype;
     int kv_heads, head_dim;
 };

@@ -316,14 +316,15 @@ PyObject* highest(PyObject*, PyObject* const* items, Py_ssize_t count) {
 
 Pages pages_of(Arguments& a) {
     void* data = a.address<void>();
+    float* scales = a.address<float>();
     const DType dtype = a.dtype();
     const int kv_heads = a.number(), head_dim = a.number();
-    return {data, dtype, kv_heads, head_dim};
+    return {data, scales, dtype, kv_heads, head_dim};
 }
 
-// (qkv, tokens, q_heads, q_norm, k_norm, eps, rope, rotary_dim, slots, pages x 4, q_out, dtype)
+// (qkv, tokens, q_heads, q_norm, k_norm, eps, rope, rotary_dim, slots, pages x 5, q_out, dtype)
 PyObject* rope_and_write(PyObject*, PyObject* const* items, Py_ssize_t count) {
-    Arguments a(items, count, 15);
+    Arguments a(items, count, 16);
     const void* qkv = a.address<const void>();
     const int tokens = a.number(), q_heads = a.number();
     const void* q_norm = a.address<const void>();
@@ -348,9 +349,9 @@ AttentionBatch batch_of(Arguments& a) {
     return batch;
 }
 
-// (layer, x, tokens, rope, slots, pages x 4, requests, query_starts, kv_lengths, page_table, table_stride, dtype)
+// (layer, x, tokens, rope, slots, pages x 5, requests, query_starts, kv_lengths, page_table, table_stride, dtype)
 PyObject* decoder_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
-    Arguments a(items, count, 15);
+    Arguments a(items, count, 16);
     auto* owned = a.capsule<OwnedLayer>(kLayer);
     void* x = a.address<void>();
     const int tokens = a.number();
@@ -362,9 +363,9 @@ PyObject* decoder_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->decoder_layer(owned->layer, x, tokens, rope, slots, pages, batch, dtype); });
 }
 
-// (q, q_heads, pages x 4, requests, query_starts, kv_lengths, page_table, table_stride, scale, out, dtype)
+// (q, q_heads, pages x 5, requests, query_starts, kv_lengths, page_table, table_stride, scale, out, dtype)
 PyObject* attention(PyObject*, PyObject* const* items, Py_ssize_t count) {
-    Arguments a(items, count, 14);
+    Arguments a(items, count, 15);
     const void* q = a.address<const void>();
     const int q_heads = a.number();
     const Pages pages = pages_of(a);

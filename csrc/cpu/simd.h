@@ -152,11 +152,12 @@ inline float max_of(vec a) {
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
-// e^x, relative error below 2e-7; exactly 0 below -87 (so for -infinity too), clamped above 88. Degree-6 polynomial after
+// e^x, relative error below 2e-7; exactly 0 below -87 (so for -infinity too), clamped above 88, NaN for NaN (minimum and maximum
+// return their second operand then). Degree-6 polynomial after
 // range reduction by ln 2 in two parts (Cody and Waite).
 inline vec exponential(vec x) {
     const vec lowest = set1(-87.0f);
-    vec y = minimum(maximum(x, lowest), set1(88.0f));
+    vec y = minimum(set1(88.0f), maximum(lowest, x));
     vec n = round_nearest(mul(y, set1(1.44269504088896341f)));
     vec r = fma(n, set1(-0.693359375f), y);
     r = fma(n, set1(2.12194440e-4f), r);

@@ -272,7 +272,6 @@ def _each(given: _T | Sequence[_T], count: int, name: str) -> list[_T]:
     return list(given)
 
 
-
 @contextmanager
 def _naming(where: str | None) -> Iterator[None]:
     """Say which of several inputs a request error is about."""

@@ -10,13 +10,15 @@ from openglm.config.engine import EngineConfig, Machine, resolve
 from openglm.engine.core import EngineCore
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams
 from openglm.model import GlmModel
+from openglm.ops import cpu
 
-MACHINE = Machine("cpu", cores=2, memory_bytes=4 << 30)
+MACHINE = Machine("cpu", cores=2, memory_bytes=4 << 30, native_kernels=cpu.available())
 
 
 @cache
-def tiny_model(name: str = "tiny-air", dtype: str = "float32") -> GlmModel:
-    return GlmModel(variant(name), dtype=getattr(torch, dtype)).init_weights(7)
+def tiny_model(name: str = "tiny-air", dtype: str = "float32", *, native: bool = False) -> GlmModel:
+    model = GlmModel(variant(name), dtype=getattr(torch, dtype)).init_weights(7)
+    return model.pack() if native else model
 
 
 def make_core(
@@ -27,11 +29,13 @@ def make_core(
     stop_ids: Sequence[int] = (),
     detokenizer=None,
     thinking=None,
+    native=False,
     **settings,
 ) -> EngineCore:
-    settings = {"max_model_len": 512, "seed": 0, "deterministic": True, **settings}
+    settings = {"max_model_len": 512, "seed": 0, "deterministic": True, "native_kernels": native, **settings}
     config, _ = resolve(EngineConfig(dtype=dtype, **settings), variant(name), MACHINE)
-    return EngineCore(tiny_model(name, dtype), config, num_tokens=num_tokens, stop_ids=stop_ids, detokenizer=detokenizer, thinking=thinking)
+    model = tiny_model(name, dtype, native=native)
+    return EngineCore(model, config, num_tokens=num_tokens, stop_ids=stop_ids, detokenizer=detokenizer, thinking=thinking)
 
 
 def drain(core: EngineCore) -> dict[str, list[EngineOutput]]:

@@ -157,6 +157,36 @@ def test_attention_equals_reference_and_ignores_what_unused_slots_hold(dtype, he
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_fp8_pages_are_written_and_read_as_the_reference_does(dtype):
+    heads, kv_heads, dim, tokens = 24, 2, 128, 70
+    qkv = made(tokens, (heads + 2 * kv_heads) * dim, dtype=dtype)
+    qkv[0] = 0
+    qkv[1] *= 1e-7
+    qkv[2, heads * dim] = 3e4
+    pages, expected = (ops.Fp8KV(torch.zeros(2, 2, kv_heads, 64, dim, dtype=ops.FP8), torch.zeros(2, 2, kv_heads, 64)) for _ in range(2))
+    settings = {"num_heads": heads, "q_norm": None, "k_norm": None, "eps": 1e-5, "slots": torch.arange(tokens)}
+    settings["rope"] = torch.tensor([[1.0], [0.0]]).expand(tokens, 2, dim // 4).contiguous()  # no turn: then nothing is rounded before
+    q = cpu.rope_and_write(qkv, kv=pages, **settings)
+    ops.rope_and_write(qkv, kv=expected, **settings)
+    assert torch.equal(pages.scales, expected.scales)
+    assert torch.equal(pages.data.view(torch.uint8), expected.data.view(torch.uint8))
+    batch = {"page_table": torch.tensor([[0, 1]]), "scale": dim**-0.5}
+    out = cpu.paged_attention(q, pages, offsets=torch.tensor([0, tokens, tokens]), num_requests=1, **batch)
+    wide = ops.dequantize_kv(expected.data, expected.scales, torch.float32).double()
+    assert_close(out, ops.paged_attention(q.double(), wide, query_starts=[0, tokens], kv_lengths=[tokens], **batch), dtype)
+
+
+def test_a_vector_that_is_not_finite_stays_so_in_fp8_pages():
+    pages = ops.Fp8KV(torch.zeros(1, 2, 1, 64, 16, dtype=ops.FP8), torch.zeros(1, 2, 1, 64))
+    qkv = torch.zeros(1, 3 * 16)
+    qkv[0, 20] = float("inf")
+    rope = torch.tensor([[1.0], [0.0]]).expand(1, 2, 4).contiguous()
+    q = cpu.rope_and_write(qkv, num_heads=1, q_norm=None, k_norm=None, eps=1e-5, rope=rope, slots=torch.tensor([0]), kv=pages)
+    out = cpu.paged_attention(q, pages, offsets=torch.tensor([0, 1, 1]), num_requests=1, page_table=torch.tensor([[0]]), scale=1.0)
+    assert not out.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["tiny-air", "tiny-355b", "glm-nano"])
 def test_a_packed_model_equals_the_reference_in_any_chunks(dtype, name):
     config, num_tokens = variant(name), 200
@@ -205,6 +235,46 @@ def test_highest_equals_torch_whatever_the_row_holds(width):
     assert torch.equal(values.nan_to_num(nan=7e30), expected.nan_to_num(nan=7e30))
     known = ~expected.isnan()
     assert torch.equal(places[known], expected_places[known])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", ["query", "key", "value"])
+def test_a_row_that_is_not_finite_shows_and_spoils_no_other(dtype, place):
+    q, pages = made(3, 2, 16, dtype=dtype), made(3, 2, 1, PAGE_SIZE, 16, dtype=dtype)
+    batch = {
+        "offsets": torch.tensor([0, 1, 2, 3, 40, 40, 40]),
+        "num_requests": 3,
+        "page_table": torch.tensor([[0], [1], [2]]),
+        "scale": 0.25,
+    }
+    clean = cpu.paged_attention(q, pages, **batch)
+    if place == "query":
+        q[1, 0, 3] = float("nan")
+    else:
+        pages[1, 0 if place == "key" else 1, 0, 7, 3] = float("nan")
+    out = cpu.paged_attention(q, pages, **batch)
+    assert out[1, 0].isnan().any()
+    assert torch.equal(out[::2], clean[::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_that_is_not_finite_comes_out_of_the_experts_so_and_spoils_no_other(dtype):
+    x, zeros = made(5, 32, dtype=dtype), torch.zeros(5, 32, dtype=dtype)
+    packed = PackedExperts(
+        router=made(4, 32, dtype=torch.float32),
+        router_bias=torch.zeros(4),
+        gate_up=made(4, 32, 32, dtype=dtype),
+        down=made(4, 32, 16, dtype=dtype),
+        shared=None,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        scaling=1.0,
+    )
+    clean = packed(x, zeros)
+    x[2, 5] = float("nan")
+    out = packed(x, zeros)
+    assert out[2].isnan().all()
+    assert torch.equal(out[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
 def test_wrong_tensors_are_refused_before_an_address_leaves_python():

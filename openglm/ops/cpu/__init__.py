@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from openglm.ops.reference.attention import KVLayer
+
 if TYPE_CHECKING:
     from openglm.ops.cpu import _native
 else:
@@ -184,12 +186,12 @@ class PackedLayer:
         self.handle = _native.pack_layer((qkv.handle, o.handle, *rest), *sizes, eps, head_dim**-0.5, *addresses)
 
     def __call__(
-        self, x: Tensor, *, rope: Tensor, slots: Tensor, kv: Tensor, offsets: Tensor, num_requests: int, page_table: Tensor
+        self, x: Tensor, *, rope: Tensor, slots: Tensor, kv: KVLayer, offsets: Tensor, num_requests: int, page_table: Tensor
     ) -> Tensor:
         """x [T, H] is overwritten by the layer's output and returned; the other arguments as in `rope_and_write` and `paged_attention`."""
         num_tokens, hidden = x.shape
-        if hidden != self.hidden_size or not x.is_contiguous() or kv.shape[2] != self.num_kv_heads or kv.shape[4] != self.head_dim:
-            raise ValueError(f"a tensor {tuple(x.shape)} with pages {tuple(kv.shape)} is not for this layer")
+        if hidden != self.hidden_size or not x.is_contiguous() or _shape(kv) != (self.num_kv_heads, self.head_dim):
+            raise ValueError(f"a tensor {tuple(x.shape)} with pages of {_shape(kv)} heads and dims is not for this layer")
         if 2 * rope.shape[2] != self.rotary_dim or rope.shape[0] != num_tokens or slots.shape[0] != num_tokens:
             raise ValueError(f"rope {tuple(rope.shape)} and slots {tuple(slots.shape)} do not fit {num_tokens} tokens")
         if self._norms[0] is None or self._norms[0].dtype != x.dtype:
@@ -202,10 +204,7 @@ class PackedLayer:
             num_tokens,
             _dense(rope, torch.float32),
             _dense(slots, torch.int64),
-            kv.data_ptr(),
-            _code(kv),
-            self.num_kv_heads,
-            self.head_dim,
+            *_pages(kv),
             num_requests,
             starts,
             starts + 8 * (num_requests + 1),
@@ -245,10 +244,10 @@ def rope_and_write(
     eps: float,
     rope: Tensor,
     slots: Tensor,
-    kv: Tensor,
+    kv: KVLayer,
 ) -> Tensor:
     """As `reference.rope_and_write`: qkv [T, (Hq + 2 Hkv) D], rope [T, 2, rotary_dim / 2] fp32 -> queries [T, Hq, D]."""
-    num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
+    num_kv_heads, head_dim = _shape(kv)
     qkv = _rows(qkv, (num_heads + 2 * num_kv_heads) * head_dim)
     num_tokens = qkv.shape[0]
     rotary_dim = 2 * rope.shape[2]
@@ -265,37 +264,31 @@ def rope_and_write(
         _dense(rope, torch.float32),
         rotary_dim,
         _dense(slots, torch.int64),
-        kv.data_ptr(),
-        _code(kv),
-        num_kv_heads,
-        head_dim,
+        *_pages(kv),
         out.data_ptr(),
         _code(qkv),
     )
     return out
 
 
-def paged_attention(queries: Tensor, kv: Tensor, *, offsets: Tensor, num_requests: int, page_table: Tensor, scale: float) -> Tensor:
+def paged_attention(queries: Tensor, kv: KVLayer, *, offsets: Tensor, num_requests: int, page_table: Tensor, scale: float) -> Tensor:
     """As `reference.paged_attention`: queries [T, Hq, D] -> [T, Hq, D].
 
     offsets [R + 1 + R] int64 holds the query starts and then the KV lengths; page_table [R, pages] int64.
     """
     if not queries.is_contiguous():
         queries = queries.contiguous()
-    num_kv_heads, head_dim = kv.shape[2], kv.shape[4]
+    num_kv_heads, head_dim = _shape(kv)
     num_heads = queries.shape[1]
     if queries.shape[2] != head_dim or head_dim % 16 or head_dim > MAX_HEAD_DIM or num_heads % num_kv_heads:
-        raise ValueError(f"queries {tuple(queries.shape)} do not fit pages {tuple(kv.shape)}")
+        raise ValueError(f"queries {tuple(queries.shape)} do not fit pages of {_shape(kv)} heads and dims")
     _check_batch(offsets, num_requests, page_table)
     out = torch.empty_like(queries)
     starts = _dense(offsets, torch.int64)
     _native.attention(
         queries.data_ptr(),
         num_heads,
-        kv.data_ptr(),
-        _code(kv),
-        num_kv_heads,
-        head_dim,
+        *_pages(kv),
         num_requests,
         starts,
         starts + 8 * (num_requests + 1),
@@ -306,6 +299,22 @@ def paged_attention(queries: Tensor, kv: Tensor, *, offsets: Tensor, num_request
         _code(queries),
     )
     return out
+
+
+def _pages(kv: KVLayer) -> tuple[int, int, int, int, int]:
+    """(address, address of scales or 0, dtype code, KV heads, head dim) of one layer's pages [pages, 2, Hkv, 64, D]."""
+    if isinstance(kv, Tensor):
+        return kv.data_ptr(), 0, _code(kv), kv.shape[2], kv.shape[4]
+    data, scales = kv
+    if data.dtype != torch.float8_e4m3fn or not data.is_contiguous() or scales.shape != data.shape[:-1]:
+        raise ValueError(f"pages {data.dtype} {tuple(data.shape)} with scales {tuple(scales.shape)} are no fp8 KV pages")
+    return data.data_ptr(), _dense(scales, torch.float32), 2, data.shape[2], data.shape[4]
+
+
+def _shape(kv: KVLayer) -> tuple[int, int]:
+    """KV heads and head dim of one layer's pages."""
+    data = kv if isinstance(kv, Tensor) else kv.data
+    return data.shape[2], data.shape[4]
 
 
 def _check_batch(offsets: Tensor, num_requests: int, page_table: Tensor) -> None:

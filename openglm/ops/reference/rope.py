@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openglm.ops.reference.attention import write_kv
+from openglm.ops.reference.attention import KVLayer, kv_tensors, write_kv
 from openglm.ops.reference.norm import rms_norm
 
 
@@ -51,9 +51,11 @@ def rope_and_write(
     eps: float,
     rope: Tensor,
     slots: Tensor,
-    kv: Tensor,
+    kv: KVLayer,
 ) -> Tensor:
     """`rope_heads`, with keys and values written to their slots [T] of kv [pages, 2, Hkv, 64, D]; returns the queries [T, Hq, D]."""
-    q, k, v = rope_heads(qkv, num_heads=num_heads, num_kv_heads=kv.shape[2], q_norm=q_norm, k_norm=k_norm, eps=eps, rope=rope)
+    q, k, v = rope_heads(
+        qkv, num_heads=num_heads, num_kv_heads=kv_tensors(kv)[0].shape[2], q_norm=q_norm, k_norm=k_norm, eps=eps, rope=rope
+    )
     write_kv(kv, slots, k, v)
     return q
