@@ -69,11 +69,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, H], rope [T, 2, rotary_dim / 2] (rows of the table for the positions) -> [T, H]."""
-        heads = self.qkv_proj(x, ctx).unflatten(-1, (-1, self.head_dim))  # [T, Hq + 2 Hkv, D]
-        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = ops.apply_rope(q, rope), ops.apply_rope(k, rope)
+        q, k, v = self._heads(x, rope, ctx)
         batch = ctx.attention
         if isinstance(batch, PagedBatch):
             kv = batch.kv[self.layer]
@@ -91,6 +87,21 @@ class Attention(nn.Module):
             out = ops.dense_attention(q, k, v, buckets=batch.buckets, scale=self.scale)
         projected: Tensor = self.o_proj(out.flatten(1), ctx)
         return projected
+
+    def write_kv(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> None:
+        """Only store the keys and values of x [T, H], which are the same as in `forward`; nothing is attended to."""
+        batch = ctx.attention
+        assert isinstance(batch, PagedBatch)
+        _, k, v = self._heads(x, rope, ctx)
+        ops.write_kv(batch.kv[self.layer], batch.slots, k, v)
+
+    def _heads(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
+        """x [T, H] -> queries [T, Hq, D], keys and values [T, Hkv, D], normed and turned."""
+        heads = self.qkv_proj(x, ctx).unflatten(-1, (-1, self.head_dim))  # [T, Hq + 2 Hkv, D]
+        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return ops.apply_rope(q, rope), ops.apply_rope(k, rope), v
 
 
 class MLP(nn.Module):
