@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openglm.config.engine import DType, EngineConfig, LoadFormat, ResolvedEngineConfig
+from openglm.config.engine import DType, EngineConfig, LoadFormat, ResolvedEngineConfig, SpeculativeMethod
 from openglm.engine.core import EngineCore
 from openglm.engine.loading import core_of, load_engine
 from openglm.engine.request import (
@@ -61,6 +61,9 @@ class LLM:
         device: str = "auto",
         dtype: Literal["auto"] | DType = "auto",
         num_speculative_tokens: int | None = None,
+        speculative_method: SpeculativeMethod = "mtp",
+        prompt_lookup_max: int | None = None,
+        prompt_lookup_min: int | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
@@ -77,6 +80,9 @@ class LLM:
             device=device,
             dtype=dtype,
             num_speculative_tokens=num_speculative_tokens,
+            speculative_method=speculative_method,
+            prompt_lookup_max=prompt_lookup_max,
+            prompt_lookup_min=prompt_lookup_min,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
