@@ -36,7 +36,7 @@ _WINDOW = 128.0  # effective number of trials that a tally over all requests rem
 _OWN_WINDOW = 32.0
 _LEAN = 6.0  # trials of a request that weigh as much as what is known about all
 _FADE = 0.98  # per step, of the weight of a tally that gets no trials
-_FADED = 8.0  # trials that the tally over all requests keeps
+_FADED = 8.0  # trials that a tally keeps nevertheless
 _FIRST_GUESS = 0.8
 _SLOWEST_RATE = 1 / 16  # at which a time estimate follows its measurements
 _PACE_RATE = 0.15
@@ -119,7 +119,7 @@ class AdaptiveDepth:
         if max_depth < 1:
             raise ValueError(f"max_depth must be at least 1, got {max_depth}")
         self.max_depth = max_depth
-        self._all = _Tally(max_depth, _WINDOW, lowest=_FADED)
+        self._all = _Tally(max_depth, _WINDOW)
         self._own: dict[str, _Tally] = {}
         self._step_times: dict[_Situation, _StepTimes] = {}
         self._pass_times = (_PassTimes(), _PassTimes())  # of the first pass, of those chained behind it
@@ -316,8 +316,7 @@ class _Situation(NamedTuple):
 class _Tally:
     """Successes and trials per position, decaying."""
 
-    def __init__(self, max_depth: int, window: float, *, lowest: float = 0.0) -> None:
-        self._lowest = lowest
+    def __init__(self, max_depth: int, window: float) -> None:
         self._keep = 1.0 - 1.0 / window
         self._hits = [0.0] * max_depth
         self._trials = [0.0] * max_depth
@@ -330,7 +329,7 @@ class _Tally:
     def fade(self, start: int) -> None:
         """Positions from `start` on are not tried at present."""
         for position in range(start, len(self._hits)):
-            if self._trials[position] > self._lowest:
+            if self._trials[position] > _FADED:
                 self._hits[position] *= _FADE
                 self._trials[position] *= _FADE
 

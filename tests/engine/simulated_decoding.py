@@ -1,10 +1,11 @@
-"""A decoding loop without a model: times and acceptances come from tables, so that the best fixed depth is known exactly."""
+"""A decoding loop without a model: times and acceptances come from tables, so what every fixed depth yields is known."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from openglm.engine.draft_depth import Candidate, DepthPolicy, FixedDepth
+from openglm.engine.draft_depth import Candidate, DepthPolicy
 
 
 @dataclass
@@ -81,6 +82,17 @@ def simulate(
     return run
 
 
-def best_fixed(world: World, depths: Sequence[int], **settings) -> dict[int, float]:
-    """Tokens per second of every fixed depth."""
-    return {depth: simulate(world, FixedDepth(depth), **settings).rate for depth in depths}
+def fixed_rates(world: World, depths: Sequence[int], *, sequences: int | Callable[[int], int], steps: int) -> dict[int, float]:
+    """Tokens per second that every fixed depth has in the long run, computed. Acceptance and pace must not depend on the step."""
+    wobble = math.exp(world.noise**2 / 2)
+    rates = {}
+    for depth in depths:
+        tokens = seconds = 0.0
+        for t in range(steps):
+            count = sequences if isinstance(sequences, int) else sequences(t)
+            for i in range(count):
+                tokens += sum(math.prod(world.acceptance(i, 0, j) for j in range(end)) for end in range(depth + 1))
+            seconds += world.step_seconds(count, count * depth) * wobble * (1 + 2 * world.spikes)
+            seconds += sum(world.pass_seconds(j, count) for j in range(depth)) * wobble
+        rates[depth] = tokens / seconds
+    return rates

@@ -1,14 +1,15 @@
 """The depth policy in simulated worlds: near the best fixed depth, never far below no drafting, quick to notice change."""
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_decoding import World, best_fixed, simulate
+from simulated_decoding import World, fixed_rates, simulate
 
 from openglm.engine.draft_depth import AdaptiveDepth, Candidate, FixedDepth
 
 DEPTHS = range(4)
-RUN = {"steps": 2300, "skip": 300}
 
 
 def world(*, row: float, first: float, acceptance: list[float], noise: float = 0.1, spikes: float = 0.02, spread: float = 0.0) -> World:
@@ -22,9 +23,10 @@ def world(*, row: float, first: float, acceptance: list[float], noise: float = 0
     )
 
 
-def compare(world: World, sequences: int, seed: int = 0, **run) -> tuple[float, dict[int, float]]:
-    run = {**RUN, "sequences": sequences, "seed": seed, **run}
-    return simulate(world, AdaptiveDepth(3), **run).rate, best_fixed(world, DEPTHS, **run)
+def compare(world: World, sequences: int | Callable[[int], int], seed: int = 0) -> tuple[float, dict[int, float]]:
+    """Tokens per second of the policy after its warm-up, and of every fixed depth."""
+    rate = simulate(world, AdaptiveDepth(3), sequences=sequences, seed=seed, steps=2300, skip=300).rate
+    return rate, fixed_rates(world, DEPTHS, sequences=sequences, steps=1 if isinstance(sequences, int) else 336)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +45,8 @@ def test_it_finds_the_best_fixed_depth_and_loses_less_than_three_percent(row, fi
     assert rate >= 0.97 * fixed[best]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     row=st.floats(0, 1),
     first=st.floats(0.02, 0.5),
@@ -63,9 +66,9 @@ def test_where_drafting_cannot_pay_it_costs_only_its_probes():
 
 
 def test_sequences_that_are_hard_to_guess_do_not_draft_though_others_do():
-    uneven = world(row=0.8, first=0.05, acceptance=[0.5, 0.4, 0.3], spread=0.45)
+    uneven = world(row=0.5, first=0.05, acceptance=[0.5, 0.4, 0.3], spread=0.45)
     rate, fixed = compare(uneven, 8)
-    assert rate > 1.05 * max(fixed.values()), "no depth for all is as good"
+    assert rate > 1.08 * max(fixed.values()), "no depth for all is as good"
 
 
 def test_a_change_of_acceptance_is_noticed_within_some_tens_of_steps():
@@ -73,7 +76,7 @@ def test_a_change_of_acceptance_is_noticed_within_some_tens_of_steps():
     changing.acceptance = lambda i, t, j: 0.9 if t < 1000 else 0.02
     run = simulate(changing, AdaptiveDepth(3), sequences=1, steps=1500, lifetime=10_000)
     assert sum(run.depths[900:1000]) / 100 > 1.5
-    assert sum(run.depths[1040:1140]) / 100 < 0.35
+    assert sum(run.depths[1040:1240]) / 200 < 0.35
     changing.acceptance = lambda i, t, j: 0.02 if t < 1000 else 0.9
     run = simulate(changing, AdaptiveDepth(3), sequences=1, steps=1600, lifetime=10_000)
     assert sum(run.depths[900:1000]) / 100 < 0.35
@@ -82,9 +85,9 @@ def test_a_change_of_acceptance_is_noticed_within_some_tens_of_steps():
 
 def test_a_machine_that_slows_down_for_all_changes_nothing():
     shaky = world(row=0.5, first=0.25, acceptance=[0.6, 0.2, 0.1])
+    fixed = fixed_rates(shaky, DEPTHS, sequences=4, steps=1)
     shaky.pace = lambda step: 1.0 if step // 100 % 2 else 1.6
-    rate, fixed = compare(shaky, 4)
-    assert rate >= 0.97 * max(fixed.values())
+    assert simulate(shaky, AdaptiveDepth(3), sequences=4, steps=2300, skip=300).rate >= 0.97 * max(fixed.values()) / 1.3
 
 
 def test_a_changing_number_of_sequences_keeps_what_was_learned():
