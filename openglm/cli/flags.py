@@ -68,7 +68,7 @@ Meaning = Rename | Accept | Refuse | Draft
 
 _ONE_DEVICE: Final = "this build runs on one device; leave the flag out or give 1"
 _OWN_FORMAT: Final = "weights are used as the checkpoint stores them (FP8 is dequantized on load); leave the flag out"
-_MTP_ONLY: Final = "only the model's own MTP layer drafts; say how far with --num-speculative-tokens"
+_MTP_ONLY: Final = "only the model's own MTP layer and prompt lookup (ngram) draft; say how far with --num-speculative-tokens"
 _CACHE_SIZE: Final = "no effect: the KV cache is sized to the machine, or by --kv-cache-tokens"
 _ALWAYS_PARSED: Final = "not needed: GLM's thinking and tool calls are always parsed"
 _ONE_POLICY: Final = "requests run by priority, then first come, first served; leave the flag out"
@@ -193,9 +193,15 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--spec-model": Refuse(_MTP_ONLY),
     "--spec-tokens": Draft("steps"),
     "--spec-draft-n-max": Draft("steps"),
+    "--speculative-adaptive": Accept("no effect: the number of drafts adapts unless --num-speculative-tokens fixes it"),
 }  # fmt: skip
 
 _MTP_METHODS: Final = ("mtp", "glm4_moe_mtp", "deepseek_mtp", "eagle", "nextn", "draft-mtp")
+_NGRAM_METHODS: Final = ("ngram", "ngram-simple")
+_DRAFT_FLAGS: Final = {
+    "prompt_lookup_max": "--prompt-lookup-max",
+    "prompt_lookup_min": "--prompt-lookup-min",
+}
 _SEVERAL_WORDS: Final = ("--served-model-name",)  # vLLM: --served-model-name a b c
 
 
@@ -249,7 +255,7 @@ def translate(words: Iterable[str], own: Mapping[str, bool]) -> Translation:
             taken = (value if equals else _next(flag, rest)) if _takes_value(meaning) else ""
             _apply(flag, meaning, taken, own, result)
         elif dotted == "--speculative-config" and key and "--num-speculative-tokens" in own:
-            _draft_setting(flag, key.replace("-", "_"), value if equals else _next(flag, rest), result)
+            _draft_setting(flag, key.replace("-", "_"), value if equals else _next(flag, rest), own, result)
         else:
             raise _unknown(flag, own)
     if result.draft_steps is not None and "--num-speculative-tokens" not in result.flags:
@@ -273,10 +279,10 @@ def _apply(flag: str, meaning: Meaning, value: str, own: Mapping[str, bool], res
         case Refuse(instead):
             raise ConfigError(f"{flag}: {instead}")
         case Draft(part):
-            _draft(flag, part, value, result)
+            _draft(flag, part, value, own, result)
 
 
-def _draft(flag: str, part: str, value: str, result: Translation) -> None:
+def _draft(flag: str, part: str, value: str, own: Mapping[str, bool], result: Translation) -> None:
     if part == "json":
         try:
             settings = json.loads(value)
@@ -285,9 +291,11 @@ def _draft(flag: str, part: str, value: str, result: Translation) -> None:
         if not isinstance(settings, dict):
             raise ConfigError(f'{flag}: expected an object such as {{"method": "mtp", "num_speculative_tokens": 1}}')
         for key, setting in settings.items():
-            _draft_setting(flag, key, str(setting), result)
+            _draft_setting(flag, key, str(setting), own, result)
     elif part == "method":
-        if value.lower() not in _MTP_METHODS:
+        if value.lower() in _NGRAM_METHODS:
+            _add_draft_flag(flag, "--speculative-method", "ngram", own, result)
+        elif value.lower() not in _MTP_METHODS:
             raise ConfigError(f"{flag} {value:.40}: {_MTP_ONLY}")
     elif part == "steps":
         result.draft_steps = _whole(flag, value)
@@ -295,13 +303,22 @@ def _draft(flag: str, part: str, value: str, result: Translation) -> None:
         result.draft_steps = max(0, _whole(flag, value) - 1)
 
 
-def _draft_setting(flag: str, key: str, value: str, result: Translation) -> None:
+def _draft_setting(flag: str, key: str, value: str, own: Mapping[str, bool], result: Translation) -> None:
     if key == "method":
-        _draft(flag, "method", value, result)
+        _draft(flag, "method", value, own, result)
     elif key == "num_speculative_tokens":
-        _draft(flag, "steps", value, result)
+        _draft(flag, "steps", value, own, result)
+    elif key in _DRAFT_FLAGS:
+        _add_draft_flag(flag, _DRAFT_FLAGS[key], str(_whole(flag, value)), own, result)
     else:
         raise ConfigError(f"{flag}: {key!r} is not supported; {_MTP_ONLY}")
+
+
+def _add_draft_flag(flag: str, to: str, value: str, own: Mapping[str, bool], result: Translation) -> None:
+    if to not in own:
+        raise ConfigError(f"{flag} {value:.40}: this command drafts with the MTP layer; glm serve takes ngram")
+    if to not in result.flags:
+        result.add(to, value)
 
 
 def _whole(flag: str, value: str) -> int:

@@ -82,7 +82,19 @@ def command(
         bool, typer.Option(help="Reuse the KV cache of equal prompt beginnings.", rich_help_panel=_MEMORY)
     ] = True,
     num_speculative_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that the MTP layer drafts per step; 0 is off.", rich_help_panel=_SPEED, show_default="auto")
+        int | None,
+        typer.Option(
+            help="Tokens drafted per step; 0 is off, left out it follows measurements.", rich_help_panel=_SPEED, show_default="auto"
+        ),
+    ] = None,
+    speculative_method: Annotated[
+        str, typer.Option(help="Who drafts: mtp (the model's own layer) or ngram (prompt lookup).", rich_help_panel=_SPEED)
+    ] = "mtp",
+    prompt_lookup_max: Annotated[
+        int | None, typer.Option(help="Longest match that ngram looks for, in tokens.", rich_help_panel=_SPEED, show_default="4")
+    ] = None,
+    prompt_lookup_min: Annotated[
+        int | None, typer.Option(help="Shortest match that ngram uses, in tokens.", rich_help_panel=_SPEED, show_default="2")
     ] = None,
     deterministic: Annotated[
         bool | None,
@@ -159,6 +171,9 @@ def command(
         device=device,
         dtype=dtype,  # type: ignore[arg-type]  # EngineConfig checks it
         num_speculative_tokens=num_speculative_tokens,
+        speculative_method=speculative_method,  # type: ignore[arg-type]  # EngineConfig checks it
+        prompt_lookup_max=prompt_lookup_max,
+        prompt_lookup_min=prompt_lookup_min,
         max_model_len=max_model_len,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,

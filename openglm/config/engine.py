@@ -17,6 +17,7 @@ from openglm.errors import ConfigError
 DType = Literal["float32", "bfloat16", "float16"]
 KVCacheDType = Literal["float32", "bfloat16", "float16", "fp8_e4m3"]
 LoadFormat = Literal["auto", "dummy"]
+SpeculativeMethod = Literal["mtp", "ngram"]
 
 PAGE_SIZE = 64  # tokens per KV page, everywhere
 ROW_TILE = 16  # rows of every matrix product in deterministic mode
@@ -27,6 +28,8 @@ NATIVE_MAX_HEAD_DIM = 256
 NATIVE_MAX_GROUP = 48  # query heads per KV head
 NATIVE_MAX_EXPERTS = 1024
 MAX_HOST_GIB = 1 << 20
+ADAPTIVE_SPECULATIVE_TOKENS = 3
+MAX_PROMPT_LOOKUP = 32
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1}
 _DTYPES = ("float32", "bfloat16", "float16")
 _KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "fp8", "fp8_e4m3")
@@ -44,7 +47,12 @@ class EngineConfig:
     device: str = "auto"
     dtype: Literal["auto"] | DType = "auto"
     num_speculative_tokens: int | None = None
-    """Draft tokens per step from the MTP layer; 0 turns speculation off."""
+    """Draft tokens per step; 0 turns speculation off, None lets measurements decide at every step."""
+    speculative_method: SpeculativeMethod = "mtp"
+    """Who drafts: the model's MTP layer, or "ngram": what followed the same tokens earlier in the sequence."""
+    prompt_lookup_max: int | None = None
+    """Tokens that an n-gram match may span, and must span; one of the two alone means exactly so many."""
+    prompt_lookup_min: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_num_batched_tokens: int | None = None
@@ -75,6 +83,9 @@ class EngineConfig:
                 raise ConfigError(f"{name} must be at least {low}, got {value}")
         if self.num_speculative_tokens is not None and self.num_speculative_tokens > MAX_SPECULATIVE_TOKENS:
             raise ConfigError(f"num_speculative_tokens must be at most {MAX_SPECULATIVE_TOKENS}, got {self.num_speculative_tokens}")
+        if self.speculative_method not in ("mtp", "ngram"):
+            raise ConfigError(f"speculative_method must be mtp or ngram; got {self.speculative_method!r}")
+        self._check_prompt_lookup()
         if self.dtype not in ("auto", *_DTYPES):
             raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}; got {self.dtype!r}")
         if self.kv_cache_dtype not in _KV_CACHE_DTYPES:
@@ -88,6 +99,18 @@ class EngineConfig:
         if self.load_format == "dummy" and self.model is None:
             raise ConfigError("load_format dummy needs the name of a variant as model, such as glm-nano")
 
+    def _check_prompt_lookup(self) -> None:
+        longest, shortest = self.prompt_lookup_max, self.prompt_lookup_min
+        for name, value in (("prompt_lookup_max", longest), ("prompt_lookup_min", shortest)):
+            if value is None:
+                continue
+            if self.speculative_method != "ngram":
+                raise ConfigError(f"{name} belongs to speculative_method ngram, and this is {self.speculative_method}")
+            if value > MAX_PROMPT_LOOKUP:
+                raise ConfigError(f"{name} must be at most {MAX_PROMPT_LOOKUP}, got {value}")
+        if longest is not None and shortest is not None and shortest > longest:
+            raise ConfigError(f"prompt_lookup_min {shortest} is more than prompt_lookup_max {longest}")
+
 
 @dataclass(frozen=True)
 class ResolvedEngineConfig:
@@ -96,6 +119,7 @@ class ResolvedEngineConfig:
     device: str
     dtype: DType
     num_speculative_tokens: int
+    """At most so many drafts per sequence and step; exactly so many unless `adaptive_drafts`."""
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
@@ -110,6 +134,10 @@ class ResolvedEngineConfig:
     max_queued_requests: int
     max_preemptions: int
     request_timeout_s: float | None
+    adaptive_drafts: bool = False
+    speculative_method: SpeculativeMethod = "mtp"
+    prompt_lookup_max: int = 4
+    prompt_lookup_min: int = 2
 
 
 @dataclass(frozen=True)
@@ -142,16 +170,8 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         dtype = model.dtype  # type: ignore[assignment]  # ModelConfig admits only these names
         reasons.append(f"dtype {dtype}: as stored in the checkpoint")
 
-    drafts = config.num_speculative_tokens
-    if not model.has_mtp:
-        if drafts:
-            raise ConfigError("num_speculative_tokens needs an MTP layer, and this model has none; use 0")
-        drafts = 0
-    elif drafts is None:
-        drafts = 1
-        reasons.append("num_speculative_tokens 1: the depth the MTP layer was trained for")
-
     max_num_seqs = config.max_num_seqs or (16 if on_cpu else 64)
+    drafts = _num_drafts(config, model, max_num_seqs, reasons)
     needed = max_num_seqs * (1 + drafts)
     budget = config.max_num_batched_tokens
     if budget is None:
@@ -197,6 +217,10 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         max_queued_requests=config.max_queued_requests,
         max_preemptions=config.max_preemptions,
         request_timeout_s=config.request_timeout_s,
+        adaptive_drafts=config.num_speculative_tokens is None and drafts > 0,
+        speculative_method=config.speculative_method,
+        prompt_lookup_max=config.prompt_lookup_max or config.prompt_lookup_min or 4,
+        prompt_lookup_min=config.prompt_lookup_min or config.prompt_lookup_max or 2,
     )
     return resolved, tuple(reasons)
 
@@ -215,6 +239,27 @@ def num_parameters(model: ModelConfig) -> int:
     layers = range(model.num_kv_layers)
     mlps = sum(moe if model.is_moe_layer(i) else 3 * h * model.intermediate_size for i in layers)
     return 2 * model.vocab_size * h + len(layers) * attention + mlps + model.num_nextn_predict_layers * 2 * h * h
+
+
+def _num_drafts(config: EngineConfig, model: ModelConfig, max_num_seqs: int, reasons: list[str]) -> int:
+    """Drafts per sequence and step for which room is kept."""
+    asked = config.num_speculative_tokens
+    if config.speculative_method == "mtp" and not model.has_mtp:
+        if asked:
+            raise ConfigError("num_speculative_tokens needs an MTP layer, and this model has none; use 0, or speculative_method ngram")
+        return 0
+    if asked is not None:
+        return asked
+    most = ADAPTIVE_SPECULATIVE_TOKENS
+    if config.max_num_batched_tokens is not None:
+        most = max(0, min(most, config.max_num_batched_tokens // max_num_seqs - 1))
+        if not most:
+            reasons.append(f"num_speculative_tokens 0: max_num_batched_tokens leaves no room for drafts of {max_num_seqs} sequences")
+            return 0
+    reasons.append(
+        f"num_speculative_tokens 0 to {most}: the depth follows measured acceptance and time; deeper drafts are hardly ever right"
+    )
+    return most
 
 
 def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, dtype: DType, reasons: list[str]) -> bool:
@@ -321,6 +366,8 @@ def _cache_size(
 
 _LOWEST = {
     "num_speculative_tokens": 0,
+    "prompt_lookup_max": 1,
+    "prompt_lookup_min": 1,
     "max_model_len": 2,
     "max_num_seqs": 1,
     "max_num_batched_tokens": 1,

@@ -15,7 +15,7 @@ import math
 import secrets
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -25,13 +25,16 @@ from torch import Tensor
 
 from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
 from openglm.engine.adjust import LogitAdjuster
+from openglm.engine.draft_depth import AdaptiveDepth, Candidate, DepthPolicy, FixedDepth
+from openglm.engine.mtp import MTPProposer
+from openglm.engine.ngram import NgramProposer
 from openglm.engine.prompt_logprobs import PromptScorer
 from openglm.engine.request import EngineOutput, FinishReason, GenerationRequest, RequestFailure, validate_request
 from openglm.engine.runner import Batch, Runner, Span
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow
 from openglm.engine.scheduler import Scheduler, SchedulerLimits
 from openglm.engine.sequence import Sequence
-from openglm.engine.speculation import MTPProposer, Proposer, Settled, longest_match
+from openglm.engine.speculation import Proposer, Settled, longest_match
 from openglm.engine.stats import EngineStats, StepTimes
 from openglm.engine.stop import Detokenizer, StopChecker
 from openglm.engine.thinking import ThinkingTokens
@@ -92,15 +95,24 @@ class EngineCore:
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         self.sampler = Sampler(self.num_tokens)
         self.prompt_scorer = PromptScorer(self.runner, self.num_tokens)
-        self.proposer: Proposer | None = None
-        if config.num_speculative_tokens:
-            self.proposer = MTPProposer(self.runner, num_tokens=self.num_tokens)
+        self.depth_policy: DepthPolicy = FixedDepth(config.num_speculative_tokens)
+        if config.adaptive_drafts and config.num_speculative_tokens:
+            self.depth_policy = AdaptiveDepth(config.num_speculative_tokens)
+        self.proposer = self._make_proposer()
         self._detokenizer = detokenizer
         self._clock = clock
         self._live: dict[str, tuple[Sequence, StopChecker]] = {}
         self._seed = secrets.randbits(63) if config.seed is None else config.seed
         self._num_arrivals = 0
         self.reset_stats()
+
+    def _make_proposer(self) -> Proposer | None:
+        config = self.config
+        if not config.num_speculative_tokens:
+            return None
+        if config.speculative_method == "ngram":
+            return NgramProposer(config.max_num_seqs, longest=config.prompt_lookup_max, shortest=config.prompt_lookup_min)
+        return MTPProposer(self.runner, config, num_tokens=self.num_tokens, observer=self.depth_policy)
 
     @property
     def has_work(self) -> bool:
@@ -176,11 +188,13 @@ class EngineCore:
         self.prompt_scorer.score(batch, hidden)
         verdicts = self._choose(batch, logits) if logits is not None else []
         clock.lap("sample")
+        num_drafts = sum(len(span.sequence.drafts) for span in batch.spans)
         settled = self._settle(batch, verdicts)
         clock.lap("output")
         self._draft(settled, hidden)
         clock.lap("draft")
         outputs = expired + [self._conclude(verdict) for verdict in verdicts]
+        self._measure(batch, num_drafts, clock.seconds)
         self._stats.num_steps += 1
         self._stats.num_scheduled_sequences += len(batch.spans)
         self._stats.num_scheduled_tokens += batch.spans[-1].first_row + batch.spans[-1].num_rows
@@ -212,13 +226,14 @@ class EngineCore:
             cache_outcomes={str(outcome): count for outcome, count in scheduler.cache_outcomes.items()},
             drafted_by_position=list(self._stats.drafted_by_position),
             accepted_by_position=list(self._stats.accepted_by_position),
+            drafts_by_depth=list(self._stats.drafts_by_depth),
             times=msgspec.structs.replace(self._stats.times),
         )
 
     def reset_stats(self) -> None:
         """Start counting anew."""
         depth = self.config.num_speculative_tokens
-        self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth)
+        self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth, drafts_by_depth=[0] * (depth + 1))
         self.scheduler.reset_counters()
 
     def reset_prefix_cache(self) -> None:
@@ -317,18 +332,39 @@ class EngineCore:
             sequence.drafts = []
             if not num_rows:
                 continue
-            depth = 0
+            room = 0
             if verdict.finish_reason is None:
-                depth = min(self.config.num_speculative_tokens, sequence.max_total - len(sequence.tokens) - 1)
+                room = min(self.config.num_speculative_tokens, sequence.max_total - len(sequence.tokens) - 1)
             elif sequence.computed // PAGE_SIZE <= sequence.num_published:
                 continue  # it ends without a new page for the prefix cache: nothing of it will be used again
-            settled.append(Settled(sequence, span.first_row, num_rows, span.start, depth))
+            settled.append(Settled(sequence, span.first_row, num_rows, span.start, room if sequence.healthy else 0))
         return settled
+
+    def _choose_depths(self, settled: Seq[Settled]) -> list[Settled]:
+        """Cut what each sequence has room for to what pays."""
+        drafting = [item for item in settled if item.depth]
+        if not drafting:
+            return list(settled)
+        candidates = [Candidate(item.sequence.id, item.depth) for item in drafting]
+        depths = self.depth_policy.choose(candidates, _mean_length(item.sequence for item in drafting))
+        for depth in depths:
+            self._stats.drafts_by_depth[depth] += 1
+        chosen = iter(depths)
+        return [item._replace(depth=next(chosen)) if item.depth else item for item in settled]
+
+    def _measure(self, batch: Batch, num_drafts: int, seconds: float) -> None:
+        """Tell the depth policy what a step cost that did nothing but decode."""
+        if all(span.num_rows == span.num_logits for span in batch.spans):
+            length = _mean_length(span.sequence for span in batch.spans)
+            self.depth_policy.observe_step(len(batch.spans), num_drafts, length, seconds)
+        else:
+            self.depth_policy.skip_step()
 
     def _draft(self, settled: Seq[Settled], hidden: Tensor) -> None:
         """Bring the proposer up to date with the settled tokens and take its drafts for the next step."""
         if self.proposer is None or not settled:
             return
+        settled = self._choose_depths(settled)
         for item, drafts in zip(settled, self.proposer.propose(settled, hidden), strict=True):
             item.sequence.drafts = drafts or []
             if drafts is None:
@@ -386,6 +422,7 @@ class EngineCore:
         self.scheduler.finish(sequence)
         self.adjuster.remove(sequence.id)
         self.prompt_scorer.remove(sequence.id)
+        self.depth_policy.forget(sequence.id)
         del self._live[sequence.id]
         self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
 
@@ -399,6 +436,8 @@ class EngineCore:
         sequence, stats = span.sequence, self._stats
         num_drafts = len(sequence.drafts)
         num_accepted = max(0, num_kept - 1)
+        if num_drafts:
+            self.depth_policy.observe_verified(sequence.id, num_accepted, min(num_drafts, num_kept))
         for position in range(num_drafts):
             stats.drafted_by_position[position] += 1
             stats.accepted_by_position[position] += position < num_accepted
@@ -414,7 +453,12 @@ class _Clock:
 
     def __init__(self, times: StepTimes) -> None:
         self._times = times
-        self._last = time.perf_counter()
+        self._start = self._last = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start."""
+        return time.perf_counter() - self._start
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
@@ -426,6 +470,11 @@ def _sampling_rows(span: Span) -> list[SamplingRow]:
     sequence = span.sequence
     position = len(sequence.tokens)  # of the token that the first row decides
     return [SamplingRow(sequence.params, sequence.seed, position + i) for i in range(span.num_logits)]
+
+
+def _mean_length(sequences: Iterable[Sequence]) -> int:
+    lengths = [len(sequence.tokens) for sequence in sequences]
+    return sum(lengths) // len(lengths)
 
 
 def _derived_seed(base: int, arrival: int) -> int:

@@ -20,7 +20,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal, TypeVar
 
-from openglm.config.engine import DType, EngineConfig, KVCacheDType, LoadFormat, ResolvedEngineConfig, model_directory
+from openglm.config.engine import (
+    DType,
+    EngineConfig,
+    KVCacheDType,
+    LoadFormat,
+    ResolvedEngineConfig,
+    SpeculativeMethod,
+    model_directory,
+)
 from openglm.engine.core import EngineCore
 from openglm.engine.loading import core_of, load_engine
 from openglm.engine.request import GenerationRequest, SamplingParams, siblings, validate_request
@@ -57,6 +65,9 @@ class LLM:
         device: str = "auto",
         dtype: Literal["auto"] | DType = "auto",
         num_speculative_tokens: int | None = None,
+        speculative_method: SpeculativeMethod = "mtp",
+        prompt_lookup_max: int | None = None,
+        prompt_lookup_min: int | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
@@ -80,6 +91,9 @@ class LLM:
             device=device,
             dtype=dtype,
             num_speculative_tokens=num_speculative_tokens,
+            speculative_method=speculative_method,
+            prompt_lookup_max=prompt_lookup_max,
+            prompt_lookup_min=prompt_lookup_min,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,

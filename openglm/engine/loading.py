@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from openglm.checkpoint import load_config, load_model
 from openglm.config import ModelConfig, variant
 from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
 from openglm.engine.core import EngineCore
+from openglm.engine.draft_check import what_is_wrong
 from openglm.engine.request import GenerationRequest, SamplingParams
 from openglm.engine.thinking import ThinkingTokens
 from openglm.errors import CheckpointError, ConfigError
@@ -68,8 +69,18 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
             directory,
             dtype=getattr(torch, resolved.dtype),
             device=machine.device,
-            allow_missing_mtp=config.num_speculative_tokens == 0,
+            allow_missing_mtp=config.num_speculative_tokens == 0 or config.speculative_method == "ngram",
         )
+        if resolved.adaptive_drafts and resolved.speculative_method == "mtp":
+            wrong = what_is_wrong(model, tokenizer, max_tokens=resolved.max_model_len)
+            if wrong is not None:
+                logger.warning(
+                    "speculation is off: the MTP layer of %s does not work (%s); num_speculative_tokens 1 uses it all the same",
+                    directory,
+                    wrong,
+                )
+                resolved = replace(resolved, num_speculative_tokens=0, adaptive_drafts=False)
+                reasons = (*reasons, f"num_speculative_tokens 0 after all: {wrong}")
         if resolved.native_kernels:
             tell("packing weights")
             model.pack()

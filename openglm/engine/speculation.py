@@ -10,23 +10,18 @@ rejection sampling (Leviathan et al. 2023) for a draft d that puts all its mass 
 d's part of the unit interval, which has length p(d); given that it does not, the chosen token x has probability
 p(x) / (1 - p(d)), the target with d removed. No other rule accepts a fixed draft more often.
 
-**The MTP proposer** (GLM-4.5's extra layer; positions as in vLLM `glm4_moe_mtp`): the entry at position i is computed from
-the trunk's hidden state h_i and the token t_{i+1}, and predicts t_{i+2}. After each step it runs over exactly the positions
-the step settled, whose next tokens are all known by then (in a prefill chunk from the prompt, at the end from the sampler).
-That overwrites whatever drafting had left in those slots, so the MTP layer's KV is always that of true hidden states. The
-last row's arg max is the first draft; further drafts chain the layer on its own normed output, one position on each time.
+Since drafts cannot change tokens, everything about them may depend on measured time: how many there are is decided by
+`draft_depth`, what they are by a `Proposer` (`mtp`: the model's own layer; `ngram`: what followed the same words before). Whoever knows
+more about a sequence may cut `Sequence.drafts` before the next step.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from openglm import ops
-from openglm.engine.runner import Runner, Span
 from openglm.engine.sequence import Sequence
 
 
@@ -38,7 +33,7 @@ class Settled(NamedTuple):
     num_rows: int
     start: int
     depth: int
-    """Drafts wanted for the next step; 0 when the sequence is still in its prompt or about to end."""
+    """Drafts wanted for the next step; 0 when there is none to come, inside a prompt, or when drafting does not pay."""
 
 
 class Proposer(Protocol):
@@ -60,49 +55,3 @@ def longest_match(drafts: Seq[int], chosen: Seq[int]) -> int:
             break
         count += 1
     return count
-
-
-class MTPProposer:
-    """Drafts with the model's own multi-token-prediction layer."""
-
-    def __init__(self, runner: Runner, *, num_tokens: int) -> None:
-        """Ids from `num_tokens` on are padding and never proposed."""
-        self._runner = runner
-        self._num_tokens = num_tokens
-
-    def propose(self, settled: Seq[Settled], hidden: Tensor) -> list[list[int] | None]:
-        """Bring the MTP layer's KV up to date and chain as many drafts as each sequence wants."""
-        runner, model = self._runner, self._runner.model
-        spans: list[Span] = []
-        rows: list[int] = []
-        next_tokens: list[int] = []
-        for sequence, first_row, num_rows, start, _ in settled:
-            spans.append(Span(sequence, len(rows), num_rows, start))
-            rows += range(first_row, first_row + num_rows)
-            next_tokens += sequence.tokens[start + 1 : start + 1 + num_rows]
-        ids, ctx = runner.context(spans, next_tokens)
-        states = model.mtp_forward(ids, runner.take(hidden, rows), ctx)
-        drafts: list[list[int] | None] = [[] for _ in settled]
-        wanting = [i for i, item in enumerate(settled) if item.depth > 0]
-        if not wanting:
-            return drafts
-        states = runner.take(states, [spans[i].first_row + spans[i].num_rows - 1 for i in wanting])
-        for step in range(max(settled[i].depth for i in wanting)):
-            if step:
-                kept = [place for place, i in enumerate(wanting) if settled[i].depth > step and drafts[i] is not None]
-                if not kept:
-                    break
-                wanting, states = [wanting[place] for place in kept], runner.take(states, kept)
-                behind = [
-                    Span(settled[i].sequence, row, 1, settled[i].start + settled[i].num_rows + step - 1) for row, i in enumerate(wanting)
-                ]
-                ids, ctx = runner.context(behind, [(drafts[i] or [])[-1] for i in wanting])
-                states = model.mtp_forward(ids, states, ctx)
-            best, tokens = ops.highest(runner.logits(states)[:, : self._num_tokens])
-            for i, token, value in zip(wanting, tokens.tolist(), best.tolist(), strict=True):
-                chain = drafts[i]
-                if math.isfinite(value) and chain is not None:
-                    chain.append(token)
-                else:
-                    drafts[i] = None
-        return drafts

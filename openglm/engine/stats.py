@@ -51,4 +51,6 @@ class EngineStats(msgspec.Struct):
     drafted_by_position: list[int] = msgspec.field(default_factory=list)
     """How often a draft at depth 1, 2, ... was verified, and how often it was right."""
     accepted_by_position: list[int] = msgspec.field(default_factory=list)
+    drafts_by_depth: list[int] = msgspec.field(default_factory=list)
+    """How often a sequence was to draft 0, 1, ... tokens."""
     times: StepTimes = msgspec.field(default_factory=StepTimes)

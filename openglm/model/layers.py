@@ -83,24 +83,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, residual: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """x [T, H] normed, rope [T, 2, rotary_dim / 2] (rows of the table for the positions) -> residual + attention [T, H]."""
         qkv = self.qkv_proj(x, ctx)
-        q_norm = None if self.q_norm is None else self.q_norm.weight
-        k_norm = None if self.k_norm is None else self.k_norm.weight
         batch = ctx.attention
         if isinstance(batch, PagedBatch):
-            kv = batch.kv[self.layer]
-            q = ops.rope_and_write(
-                qkv,
-                num_heads=self.num_heads,
-                q_norm=q_norm,
-                k_norm=k_norm,
-                eps=self.eps,
-                rope=rope,
-                slots=batch.slots,
-                kv=kv,
-            )
             out = ops.paged_attention(
-                q,
-                kv,
+                self._write(qkv, rope, batch, ctx),
+                batch.kv[self.layer],
                 query_starts=batch.query_starts,
                 kv_lengths=batch.kv_lengths,
                 page_table=batch.page_table,
@@ -109,11 +96,37 @@ class Attention(nn.Module):
             )
         else:
             q, k, v = ops.rope_heads(
-                qkv, num_heads=self.num_heads, num_kv_heads=self.num_kv_heads, q_norm=q_norm, k_norm=k_norm, eps=self.eps, rope=rope
+                qkv,
+                num_heads=self.num_heads,
+                num_kv_heads=self.num_kv_heads,
+                q_norm=None if self.q_norm is None else self.q_norm.weight,
+                k_norm=None if self.k_norm is None else self.k_norm.weight,
+                eps=self.eps,
+                rope=rope,
             )
             out = ops.dense_attention(q, k, v, buckets=batch.buckets, scale=self.scale)
         projected: Tensor = self.o_proj(out.flatten(1), ctx, residual)
         return projected
+
+    def write_kv(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> None:
+        """Only store the keys and values of x [T, H], which are the same as in `forward`; nothing is attended to."""
+        batch = ctx.attention
+        assert isinstance(batch, PagedBatch)
+        self._write(self.qkv_proj(x, ctx), rope, batch, ctx)
+
+    def _write(self, qkv: Tensor, rope: Tensor, batch: PagedBatch, ctx: ForwardContext) -> Tensor:
+        """Norm and turn qkv [T, (Hq + 2 Hkv) D], store keys and values; the queries [T, Hq, D]."""
+        return ops.rope_and_write(
+            qkv,
+            num_heads=self.num_heads,
+            q_norm=None if self.q_norm is None else self.q_norm.weight,
+            k_norm=None if self.k_norm is None else self.k_norm.weight,
+            eps=self.eps,
+            rope=rope,
+            slots=batch.slots,
+            kv=batch.kv[self.layer],
+            native=ctx.native,
+        )
 
 
 class MLP(nn.Module):

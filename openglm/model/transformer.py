@@ -33,9 +33,16 @@ class MTPLayer(nn.Module):
 
     def forward(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """embedded [T, H] of the next tokens, hidden [T, H] of the present ones -> [T, H] after the layer's own norm."""
-        joined = torch.cat([self.enorm(embedded, ctx), self.hnorm(hidden, ctx)], dim=-1)
-        out: Tensor = self.norm(self.layer(self.eh_proj(joined, ctx), rope, ctx), ctx)
+        out: Tensor = self.norm(self.layer(self._input(embedded, hidden, ctx), rope, ctx), ctx)
         return out
+
+    def write_kv(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> None:
+        """Only store the layer's keys and values, which depend on nothing but its input: no attention, no experts."""
+        self.layer.self_attn.write_kv(self.layer.input_layernorm(self._input(embedded, hidden, ctx), ctx), rope, ctx)
+
+    def _input(self, embedded: Tensor, hidden: Tensor, ctx: ForwardContext) -> Tensor:
+        joined: Tensor = self.eh_proj(torch.cat([self.enorm(embedded, ctx), self.hnorm(hidden, ctx)], dim=-1), ctx)
+        return joined
 
 
 class GlmModel(nn.Module):
@@ -78,6 +85,12 @@ class GlmModel(nn.Module):
             raise ValueError("this model has no MTP layer")
         out: Tensor = self.mtp(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
         return out
+
+    def mtp_write_kv(self, next_tokens: Tensor, hidden: Tensor, ctx: ForwardContext) -> None:
+        """The part of `mtp_forward` that later positions depend on: the KV entries of positions that draft nothing themselves."""
+        if self.mtp is None:
+            raise ValueError("this model has no MTP layer")
+        self.mtp.write_kv(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
 
     def logits(self, hidden: Tensor, *, row_tile: int | None = None) -> Tensor:
         """hidden [N, H] (normed, from the trunk or the MTP layer) -> [N, vocab] fp32."""

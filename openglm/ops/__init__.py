@@ -16,7 +16,7 @@ from openglm.ops.reference.attention import PAGE_SIZE, Bucket, KVLayer, dense_at
 from openglm.ops.reference.experts import Routing, balance_loss, experts_mlp, route
 from openglm.ops.reference.fp8_kv import FP8, Fp8KV, dequantize_kv, quantize_kv
 from openglm.ops.reference.linear import linear
-from openglm.ops.reference.rope import apply_rope, rope_and_write, rope_heads, rope_table
+from openglm.ops.reference.rope import apply_rope, rope_heads, rope_table
 from openglm.ops.reference.swiglu import swiglu
 
 
@@ -29,6 +29,23 @@ def highest(x: Tensor) -> tuple[Tensor, Tensor]:
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = False) -> Tensor:
     """See `reference.norm.rms_norm`."""
     return cpu.rms_norm(x, weight, eps) if native else reference.norm.rms_norm(x, weight, eps)
+
+
+def rope_and_write(
+    qkv: Tensor,
+    *,
+    num_heads: int,
+    q_norm: Tensor | None,
+    k_norm: Tensor | None,
+    eps: float,
+    rope: Tensor,
+    slots: Tensor,
+    kv: KVLayer,
+    native: bool = False,
+) -> Tensor:
+    """See `reference.rope.rope_and_write`."""
+    run = cpu.rope_and_write if native else reference.rope.rope_and_write
+    return run(qkv, num_heads=num_heads, q_norm=q_norm, k_norm=k_norm, eps=eps, rope=rope, slots=slots, kv=kv)
 
 
 __all__ = [

@@ -29,7 +29,7 @@ def banner(
     body = f'{{"model": "{model.name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     tokens = num_pages * PAGE_SIZE
     conversations = max(1, tokens // info.max_model_len)
-    drafts = f"{info.num_speculative_tokens} draft token(s) per step" if info.num_speculative_tokens else "no speculation"
+    drafts = f"up to {info.num_speculative_tokens} draft token(s) per step" if info.num_speculative_tokens else "no speculation"
     lines = [
         f"{model.name} is ready ({seconds:.1f} s) on {info.device}, {info.dtype}, {drafts}",
         "",

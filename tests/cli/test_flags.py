@@ -69,7 +69,7 @@ def test_a_flag_without_effect_says_so_in_one_line():
         ("--cache-ram 8192", "--kv-offloading-size"),
         ("--schedule-policy random", "by priority"),
         ("--speculative-algorithm EAGLE3", "--num-speculative-tokens"),
-        ("--speculative-config.method ngram", "--num-speculative-tokens"),
+        ("--speculative-config.method suffix", "--num-speculative-tokens"),
         ("--tool-call-parser hermes", "GLM has one format"),
         ("--enable-lora", "merge the adapter"),
         ("--disaggregation-mode prefill", "not here yet"),
@@ -106,6 +106,8 @@ def test_a_value_that_cannot_be_honoured_names_the_way_out(line, words):
         ("--num-speculative-tokens 0 --speculative-num-steps 3", "--num-speculative-tokens 0"),
         ("--speculative_config.num_speculative_tokens=2", "--num-speculative-tokens 2"),
         ("--speculative-algorithm NEXTN", ""),
+        ("--speculative-algorithm NGRAM", "--speculative-method ngram"),
+        ("--speculative-config.method ngram --speculative-config.prompt_lookup_max 5", "--speculative-method ngram --prompt-lookup-max 5"),
         ("-tp 1 --pp-size=1", ""),
     ],
 )
@@ -116,7 +118,14 @@ def test_other_spellings_become_ours(line, arguments):
 def test_the_speculative_config_may_be_json():
     result = flags.translate(["--speculative-config", '{"method": "mtp", "num_speculative_tokens": 2}'], SERVE)
     assert result.arguments == ["--num-speculative-tokens", "2"]
-    for wrong in ("{", "[]", '{"model": "x"}', '{"num_speculative_tokens": "many"}'):
+    lookup = '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 5, "prompt_lookup_min": 2}'
+    result = flags.translate(["--speculative-config", lookup], SERVE)
+    assert " ".join(result.arguments) == (
+        "--speculative-method ngram --prompt-lookup-max 5 --prompt-lookup-min 2 --num-speculative-tokens 5"
+    )
+    with pytest.raises(ConfigError, match="glm serve takes ngram"):
+        flags.translate(["--spec-type", "ngram"], {"--num-speculative-tokens": True})
+    for wrong in ("{", "[]", '{"prompt_lookup_max": "many"}', '{"model": "x"}', '{"num_speculative_tokens": "many"}'):
         with pytest.raises(ConfigError, match="--speculative-config"):
             flags.translate(["--speculative-config", wrong], SERVE)
 

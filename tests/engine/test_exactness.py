@@ -13,7 +13,9 @@ import torch
 from engine_runs import generate, make_core, tiny_model
 
 from openglm.config import variant
+from openglm.engine.ngram import NgramProposer
 from openglm.engine.request import SamplingParams
+from openglm.engine.thinking import ThinkingTokens
 from openglm.model import ForwardContext
 
 ALL = [(name, dtype) for name in ("tiny-air", "tiny-355b") for dtype in ("float32", "bfloat16")]
@@ -183,3 +185,116 @@ def test_greedy_tokens_are_those_of_a_plain_forward_without_cache(name):
     expected = logits.log_softmax(-1).gather(1, torch.tensor(output.token_ids).unsqueeze(1)).squeeze(1)
     assert torch.allclose(torch.tensor([entry.logprob for entry in output.logprobs]), expected, atol=1e-5)
     assert variant(name).vocab_size == logits.shape[1]
+
+
+class RandomDepth:
+    """A depth policy without reason: every mixture of depths occurs, and long stretches of none."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.rng = random.Random(seed)
+
+    def choose(self, candidates, context):
+        if self.rng.random() < 0.4:
+            return [0] * len(candidates)
+        return [self.rng.randint(0, candidate.room) for candidate in candidates]
+
+    def ignore(self, *_):
+        pass
+
+    observe_verified = observe_pass = observe_step = observe_catch_up = skip_step = forget = ignore
+
+
+def adjusted_params() -> list[SamplingParams]:
+    """Everything that changes logits or what is reported, one request each."""
+    base = {"max_tokens": 20, "logprobs": 2}
+    return [
+        SamplingParams(temperature=0, repetition_penalty=1.3, **base),
+        SamplingParams(seed=1, frequency_penalty=0.7, presence_penalty=0.3, **base),
+        SamplingParams(temperature=0, bad_words=((3,), (5, 6)), **base),
+        SamplingParams(seed=2, top_k=6, min_tokens=8, stop_token_ids=(4, 9), **base),
+        SamplingParams(seed=3, thinking_budget=5, **base),
+        SamplingParams(temperature=0, logit_bias={2: 1.5, 7: -3.0}, **base),
+        SamplingParams(seed=4, temperature=0.7, top_p=0.8, min_p=0.02, **base),
+        SamplingParams(temperature=0, **base),
+    ]
+
+
+THINKING = ThinkingTokens(think=1, end_think=2, newline=3)
+
+
+def adjusted_results(core) -> list[tuple]:
+    prompts_ = prompts()
+    prompts_[4] = [*prompts_[4], 1]  # opens the reasoning that its budget closes
+    return [(o.token_ids, o.logprobs, o.finish_reason) for o in generate(core, prompts_, adjusted_params())]
+
+
+@cache
+def adjusted_alone() -> list[tuple]:
+    prompts_ = prompts()
+    prompts_[4] = [*prompts_[4], 1]
+    found = []
+    for prompt, own in zip(prompts_, adjusted_params(), strict=True):
+        core = make_core(SOME[0][0], num_tokens=FEW_TOKENS, num_speculative_tokens=0, enable_prefix_caching=False, thinking=THINKING)
+        (output,) = generate(core, [prompt], own)
+        found.append((output.token_ids, output.logprobs, output.finish_reason))
+    return found
+
+
+@pytest.mark.parametrize("drafting", ["0", "1", "3", "adaptive", "random", "ngram"])
+@pytest.mark.parametrize("preempting", [False, True])
+def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preemption(drafting, preempting):
+    depth = {"adaptive": None, "random": 3, "ngram": 3}.get(drafting, drafting)
+    core = make_core(
+        SOME[0][0],
+        num_tokens=FEW_TOKENS,
+        thinking=THINKING,
+        num_speculative_tokens=None if depth is None else int(depth),
+        speculative_method="ngram" if drafting == "ngram" else "mtp",
+        **({"prompt_lookup_min": 1, "prompt_lookup_max": 3} if drafting == "ngram" else {}),
+        **({"max_model_len": 192, "kv_cache_tokens": 576} if preempting else {}),
+    )
+    if drafting == "random":
+        core.depth_policy = RandomDepth()
+    if drafting == "ngram":
+        assert isinstance(core.proposer, NgramProposer)
+    for _ in range(2):  # the second time with prefixes from the cache
+        assert adjusted_results(core) == adjusted_alone()
+    stats = core.stats()
+    assert drafting in ("0", "adaptive") or sum(stats.accepted_by_position) > 0
+    assert not preempting or stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize(("name", "dtype"), SOME)
+def test_entries_that_waited_are_those_written_at_once(name, dtype):
+    """After any mixture of depths, complete pages hold bit for bit what they hold when every step drafts."""
+
+    def pages_of(core) -> list[torch.Tensor]:
+        held = {}
+        core.scheduler.finish, finish = lambda s: (held.update({s.id: list(s.pages[: s.computed // 64])}), finish(s)), core.scheduler.finish
+        generate(core, prompts(), SamplingParams(max_tokens=130, seed=5))
+        return [layer[torch.tensor(held[f"r{i}"])] for i in range(len(prompts())) for layer in core.runner.kv]
+
+    settings = {"dtype": dtype, "num_tokens": FEW_TOKENS, "num_speculative_tokens": 3, "enable_prefix_caching": False}
+    expected = pages_of(make_core(name, **settings))
+    for seed in range(2):
+        core = make_core(name, **settings)
+        core.depth_policy = RandomDepth(seed)
+        assert all(torch.equal(a, b) for a, b in zip(pages_of(core), expected, strict=True))
+    lazy = make_core(name, **settings)
+    lazy.depth_policy.choose = lambda candidates, context: [0] * len(candidates)
+    assert all(torch.equal(a, b) for a, b in zip(pages_of(lazy), expected, strict=True))
+    assert sum(lazy.stats().drafted_by_position) == 0
+
+
+def test_several_answers_to_one_prompt_do_not_depend_on_depths():
+    from openglm.engine.llm import LLM
+
+    params = SamplingParams(max_tokens=20, seed=8, logprobs=1)
+
+    def answers(core):
+        return [(r.token_ids, r.logprobs) for r in LLM.from_core(core).generate([prompts()[5]], params, n=3)]
+
+    expected = answers(make_core(num_tokens=FEW_TOKENS, num_speculative_tokens=0))
+    core = make_core(num_tokens=FEW_TOKENS, num_speculative_tokens=3)
+    core.depth_policy = RandomDepth()
+    assert answers(core) == expected == answers(make_core(num_tokens=FEW_TOKENS, num_speculative_tokens=None))

@@ -15,10 +15,10 @@ NANO = variant("glm-nano")
 
 def test_a_small_model_on_a_cpu_runs_deterministic_in_fp32_on_one_thread():
     resolved, reasons = resolve(EngineConfig(), NANO, CPU)
-    assert (resolved.dtype, resolved.row_tile, resolved.threads, resolved.num_speculative_tokens) == ("float32", 16, 1, 1)
+    assert (resolved.dtype, resolved.row_tile, resolved.threads) == ("float32", 16, 1)
     assert resolved.max_model_len == NANO.max_position_embeddings
     text = "\n".join(reasons)
-    assert all(word in text for word in ("dtype float32", "num_speculative_tokens 1", "kv_cache_tokens", "deterministic", "threads 1"))
+    assert all(word in text for word in ("dtype float32", "num_speculative_tokens 0 to 3", "kv_cache_tokens", "deterministic", "threads 1"))
 
 
 def test_a_large_model_keeps_its_dtype_and_uses_every_core():
@@ -49,6 +49,32 @@ def test_without_an_mtp_layer_there_are_no_drafts():
     assert resolve(EngineConfig(), plain, CPU)[0].num_speculative_tokens == 0
     with pytest.raises(ConfigError, match="MTP layer"):
         resolve(EngineConfig(num_speculative_tokens=1), plain, CPU)
+
+
+def test_the_depth_adapts_unless_a_number_is_given_and_gives_way_to_a_small_batch():
+    assert [
+        (resolved.num_speculative_tokens, resolved.adaptive_drafts)
+        for resolved, _ in (
+            resolve(EngineConfig(), NANO, CPU),
+            resolve(EngineConfig(num_speculative_tokens=2), NANO, CPU),
+            resolve(EngineConfig(num_speculative_tokens=0), NANO, CPU),
+            resolve(EngineConfig(max_num_seqs=16, max_num_batched_tokens=40), NANO, CPU),
+            resolve(EngineConfig(max_num_seqs=16, max_num_batched_tokens=31), NANO, CPU),
+        )
+    ] == [(3, True), (2, False), (0, False), (1, True), (0, False)]
+
+
+def test_prompt_lookup_needs_no_mtp_layer_and_one_length_stands_for_both():
+    plain = replace(NANO, num_nextn_predict_layers=0)
+
+    def lengths(**settings):
+        resolved, _ = resolve(EngineConfig(speculative_method="ngram", **settings), plain, CPU)
+        return resolved.num_speculative_tokens, resolved.prompt_lookup_min, resolved.prompt_lookup_max
+
+    assert lengths() == (3, 2, 4)
+    assert lengths(prompt_lookup_max=5, num_speculative_tokens=8) == (8, 5, 5)
+    assert lengths(prompt_lookup_min=3) == (3, 3, 3)
+    assert lengths(prompt_lookup_min=3, prompt_lookup_max=7) == (3, 3, 7)
 
 
 def test_a_small_cache_shortens_the_context_and_says_so():
@@ -86,7 +112,7 @@ def test_the_host_tier_is_as_large_as_was_said():
         ({"kv_offloading_size": 1.0, "enable_prefix_caching": False}, "prefix caching is off"),
         ({"kv_offloading_size": 5.0}, "quarter"),
         ({"kv_offloading_size": 1e-6}, "not even one page"),
-        ({"max_num_seqs": 16, "max_num_batched_tokens": 31}, "max_num_batched_tokens 31"),
+        ({"max_num_seqs": 16, "max_num_batched_tokens": 31, "num_speculative_tokens": 1}, "max_num_batched_tokens 31"),
     ],
 )
 def test_contradictions_name_both_sides(changes, word):
@@ -103,6 +129,8 @@ def test_a_model_that_does_not_fit_is_refused_with_sizes():
     "changes",
     [
         {"num_speculative_tokens": -1}, {"num_speculative_tokens": 9}, {"max_model_len": 1}, {"max_num_seqs": 0}, {"kv_cache_tokens": 63},
+        {"speculative_method": "eagle"}, {"prompt_lookup_max": 4}, {"prompt_lookup_max": 40, "speculative_method": "ngram"},
+        {"prompt_lookup_min": 5, "prompt_lookup_max": 4, "speculative_method": "ngram"},
         {"threads": 0}, {"dtype": "int8"}, {"load_format": "pickle"}, {"load_format": "dummy"}, {"max_queued_requests": -1},
         {"kv_cache_dtype": "fp8_e5m2"}, {"kv_offloading_size": -1.0}, {"kv_offloading_size": float("nan")}, {"request_timeout_s": 0.0},
     ],
