@@ -24,6 +24,8 @@ from torch import Tensor
 
 from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
 from openglm.engine.adjust import LogitAdjuster
+from openglm.engine.constrainer import Constrainer
+from openglm.engine.grammar import Vocabulary
 from openglm.engine.request import EngineOutput, FinishReason, GenerationRequest, RequestFailure, validate_request
 from openglm.engine.runner import Batch, Runner, Span
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow
@@ -39,6 +41,7 @@ from openglm.model import GlmModel
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_STEPS = 256
+COMPILE_WAIT_S = 0.005  # how long a step waits for a grammar when there is nothing else to do; messages are read in between
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,10 @@ class EngineCore:
         stop_ids: Seq[int] = (),
         detokenizer: Callable[[], Detokenizer] | None = None,
         thinking: ThinkingTokens | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings;
-        `thinking` are the ids that thinking budgets need."""
+        `thinking` are the ids that thinking budgets need, `vocabulary` is what constraints need."""
         self.config = config
         self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = frozenset(stop_ids)
@@ -87,6 +91,7 @@ class EngineCore:
         self.runner = Runner(model, config)
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         self.sampler = Sampler(self.num_tokens)
+        self.constrainer = Constrainer(vocabulary, self.sampler)
         self.proposer: Proposer | None = None
         if config.num_speculative_tokens:
             self.proposer = MTPProposer(self.runner, num_tokens=self.num_tokens)
@@ -119,6 +124,7 @@ class EngineCore:
         self._num_arrivals += 1
         seed = _derived_seed(self._seed, self._num_arrivals) if params.seed is None else params.seed
         sequence = Sequence(request, arrival=self._num_arrivals, max_model_len=self.config.max_model_len, seed=seed)
+        self.constrainer.check(sequence)
         leader = self._live.get(request.follows) if request.follows is not None else None
         sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
         self.scheduler.add(sequence)
@@ -126,6 +132,7 @@ class EngineCore:
         stop_checker = StopChecker(params, self.stop_ids, detokenizer)
         self._live[request.id] = (sequence, stop_checker)
         self.adjuster.add(sequence, stop_checker.stop_ids)
+        self.constrainer.add(sequence, stop_checker.stop_ids)
 
     def abort(self, request_id: str) -> EngineOutput | None:
         """End a request now and free its pages; None when it is not (or no longer) known."""
@@ -147,10 +154,13 @@ class EngineCore:
     def step(self) -> list[EngineOutput]:
         """One step for every request that fits; returns what is new for whom."""
         clock = _Clock(self._stats.times)
+        refused = [self._refuse(*item) for item in self.constrainer.settle()]
         plan = self.scheduler.schedule()
         clock.lap("schedule")
         if not plan:
-            return []
+            if self.constrainer.is_compiling:
+                self.constrainer.wait(COMPILE_WAIT_S)
+            return refused
         batch = self.runner.prepare(plan)
         clock.lap("prepare")
         hidden = self.runner.forward(batch)
@@ -162,7 +172,7 @@ class EngineCore:
         clock.lap("output")
         self._draft(settled, hidden)
         clock.lap("draft")
-        outputs = [self._conclude(verdict) for verdict in verdicts]
+        outputs = refused + [self._conclude(verdict) for verdict in verdicts]
         self._stats.num_steps += 1
         if self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
             self.check_pages()
@@ -187,6 +197,9 @@ class EngineCore:
             prompt_tokens_cached=scheduler.num_prompt_tokens_cached,
             drafted_by_position=list(self._stats.drafted_by_position),
             accepted_by_position=list(self._stats.accepted_by_position),
+            num_constrained_tokens=self.constrainer.num_checked,
+            num_redrawn_tokens=self.constrainer.num_redrawn,
+            constrain_s=self.constrainer.seconds,
             times=msgspec.structs.replace(self._stats.times),
         )
 
@@ -194,6 +207,7 @@ class EngineCore:
         """Start counting anew."""
         depth = self.config.num_speculative_tokens
         self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth)
+        self.constrainer.reset_counts()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""
@@ -231,7 +245,9 @@ class EngineCore:
     def _sample(self, logits: Tensor, spans: Seq[Span]) -> list[Sampled]:
         """One token for every row of these spans."""
         adjusted = self._adjust(logits, spans)
-        return self.sampler.sample(logits, [row for span in spans for row in _sampling_rows(span)], adjusted)
+        rows = [row for span in spans for row in _sampling_rows(span)]
+        sampled = self.sampler.sample(logits, rows, adjusted)
+        return self.constrainer.correct(logits, adjusted, [span.sequence for span in spans], rows, sampled)
 
     def _adjust(self, logits: Tensor, spans: Seq[Span]) -> Tensor | None:
         """The one place where logits are changed before sampling; None when they stay as they are."""
@@ -246,6 +262,8 @@ class EngineCore:
             if not row.finite:
                 failure = RequestFailure("not_finite", "the model's output is not finite (NaN or infinity)")
                 return Verdict(span, finish_reason="error", failure=failure)
+            if row.failure is not None:
+                return Verdict(span, finish_reason="error", failure=row.failure)
             if not row.allowed:
                 failure = RequestFailure("invalid_request", "the request's bans leave no token to choose", "bad_words")
                 return Verdict(span, finish_reason="error", failure=failure)
@@ -253,6 +271,8 @@ class EngineCore:
             stop = stop_checker.check(row.token)
             if stop is not None:
                 return Verdict(span, tuple(kept), "stop", stop.reason, hide_last=not stop.keep_token)
+            if row.completes:
+                return Verdict(span, tuple(kept), "stop")
             if len(sequence.tokens) + len(kept) >= sequence.max_total:
                 return Verdict(span, tuple(kept), "length")
         return Verdict(span, tuple(kept))
@@ -291,6 +311,7 @@ class EngineCore:
             return
         for item, drafts in zip(settled, self.proposer.propose(settled, hidden), strict=True):
             item.sequence.drafts = drafts or []
+            self.constrainer.cut_drafts(item.sequence)
             if drafts is None:
                 item.sequence.healthy = False
                 self._quarantine(item.sequence, only_mtp=True)
@@ -316,12 +337,18 @@ class EngineCore:
             verdict.failure,
         )
 
+    def _refuse(self, sequence: Sequence, failure: RequestFailure) -> EngineOutput:
+        """End a request whose constraint cannot be had; it has not run."""
+        self._remove(sequence, "error")
+        return EngineOutput(sequence.id, [], finish_reason="error", num_prompt_tokens=sequence.num_prompt, error=failure)
+
     def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
         """The one place where a request leaves the engine."""
         if reason == "error":
             self._quarantine(sequence)
         self.scheduler.finish(sequence)
         self.adjuster.remove(sequence.id)
+        self.constrainer.remove(sequence.id)
         del self._live[sequence.id]
         self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
 

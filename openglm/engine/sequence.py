@@ -15,7 +15,7 @@ class Sequence:
     """Mutable state of one request; the scheduler and the engine core are its only writers."""
 
     __slots__ = (
-        "admission", "arrival", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached",
+        "admission", "arrival", "awaits_grammar", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached",
         "num_drafted",
         "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "seed", "tokens",
     )  # fmt: skip
@@ -29,6 +29,7 @@ class Sequence:
         self.max_total = self.num_prompt + (room if self.params.max_tokens is None else min(self.params.max_tokens, room))
         self.arrival = arrival
         self.leader: Sequence | None = None  # the sequence whose prompt's pages this one waits for
+        self.awaits_grammar = False  # its constraint is being compiled
         self.ended = False
         self.seed = seed
         self.row = -1  # place in the runner's page table while running
@@ -56,8 +57,8 @@ class Sequence:
 
     @property
     def held(self) -> bool:
-        """Whether it must wait because another sequence still computes pages that both need."""
-        return self.leader is not None and not self.leader.ended and not self.leader.num_output
+        """Whether it must wait: for its grammar, or because another sequence still computes pages that both need."""
+        return self.awaits_grammar or (self.leader is not None and not self.leader.ended and not self.leader.num_output)
 
     @property
     def num_output(self) -> int:

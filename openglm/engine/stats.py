@@ -39,4 +39,9 @@ class EngineStats(msgspec.Struct):
     drafted_by_position: list[int] = msgspec.field(default_factory=list)
     """How often a draft at depth 1, 2, ... was verified, and how often it was right."""
     accepted_by_position: list[int] = msgspec.field(default_factory=list)
+    num_constrained_tokens: int = 0
+    """Tokens checked against a grammar, and those chosen again because it forbade the first choice."""
+    num_redrawn_tokens: int = 0
+    constrain_s: float = 0.0
+    """Seconds of the steps below spent on grammars."""
     times: StepTimes = msgspec.field(default_factory=StepTimes)
