@@ -58,7 +58,9 @@ class _Point(NamedTuple):
 class ConstrainedAnswer:
     """Follows one request's tokens."""
 
-    def __init__(self, constraint: Constraint, grammar: Grammar, vocabulary: Vocabulary, *, prompt: Seq[int], stop_ids: frozenset[int]) -> None:
+    def __init__(
+        self, constraint: Constraint, grammar: Grammar, vocabulary: Vocabulary, *, prompt: Seq[int], stop_ids: frozenset[int]
+    ) -> None:
         """`stop_ids` are all that would end this request; they may not come before the answer is complete."""
         self._constraint = constraint
         self._grammar = grammar

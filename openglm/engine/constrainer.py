@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from openglm.engine.constrained_answer import ConstrainedAnswer
-from openglm.engine.grammar import GrammarError, Vocabulary
+from openglm.engine.grammar import GrammarError, Mask, Vocabulary
 from openglm.engine.grammar_compiler import Compilation, GrammarCompiler
 from openglm.engine.request import RequestFailure
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow
@@ -36,6 +36,7 @@ from openglm.engine.sequence import Sequence
 from openglm.errors import RequestError
 
 _SECOND_DRAW: Final = 1 << 62  # added to the position, so that the second u of a position is no other position's first
+_NOTHING_LEFT: Final = "the grammar and the request's other bans leave no token to choose"
 
 
 class _Waiting:
@@ -55,6 +56,7 @@ class _Walk:
         self.begun = False
         self.stuck = False
         self.last_drawn = -1
+        self.mask: Mask | None = None  # of the row at which it is stuck
         self.drafts = iter(sequence.drafts)
         self.sequence = sequence
         self.answer = answer
@@ -184,6 +186,7 @@ class Constrainer:
         if not walk.answer.advance(row.token):
             if walk.last_drawn == walk.row:
                 raise RuntimeError(f"the mask of {walk.sequence.id} offered token {row.token}, which the grammar refuses")
+            walk.mask = walk.answer.mask()
             walk.stuck = True
             return False
         if walk.answer.complete:
@@ -195,7 +198,7 @@ class Constrainer:
         self, walks: Seq[_Walk], logits: Tensor, adjusted: Tensor | None, rows: Seq[SamplingRow], sampled: list[Sampled]
     ) -> None:
         """Sample the rows at which these requests are stuck from what their masks leave."""
-        masks = np.stack([walk.answer.mask() for walk in walks])
+        masks = np.stack([walk.mask for walk in walks if walk.mask is not None])
         index = torch.tensor([walk.row for walk in walks], device=logits.device)
         own = logits[index, : self._sampler.num_tokens]  # [R, V]
         forbidden = torch.from_numpy(~masks[:, : own.shape[1]]).to(own.device)
@@ -203,7 +206,7 @@ class Constrainer:
         again = [rows[walk.row]._replace(position=rows[walk.row].position + _SECOND_DRAW) for walk in walks]
         for walk, row in zip(walks, self._sampler.sample(own, again, masked), strict=True):
             walk.last_drawn = walk.row
-            sampled[walk.row] = row if row.allowed else _failed(row, "the grammar and the request's other bans leave no token", walk.answer.param)
+            sampled[walk.row] = row if row.allowed else _failed(row, _NOTHING_LEFT, walk.answer.param)
         self.num_redrawn += len(walks)
 
 

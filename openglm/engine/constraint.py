@@ -43,3 +43,7 @@ class Constraint(msgspec.Struct, frozen=True, omit_defaults=True):
         limit = MAX_REGEX_CHARS if self.kind == "regex" else MAX_CONSTRAINT_CHARS
         if not isinstance(self.text, str) or not 1 <= len(self.text) <= limit:
             raise RequestError(f"a constraint of kind {self.kind} must have 1 to {limit} characters", param=self.param)
+        try:
+            self.text.encode()
+        except UnicodeEncodeError:
+            raise RequestError("a constraint must be well-formed text; it holds half a surrogate pair", param=self.param) from None

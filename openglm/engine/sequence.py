@@ -15,9 +15,9 @@ class Sequence:
     """Mutable state of one request; the scheduler and the engine core are its only writers."""
 
     __slots__ = (
-        "admission", "arrival", "awaits_grammar", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached",
-        "num_drafted",
-        "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "seed", "tokens",
+        "admission", "arrival", "awaits_grammar", "computed", "drafts", "ended", "healthy", "id", "keys", "leader", "max_total",
+        "num_accepted", "num_cached", "num_drafted", "num_preempted", "num_prompt", "num_published", "pages", "params", "row", "seed",
+        "tokens",
     )  # fmt: skip
 
     def __init__(self, request: GenerationRequest, *, arrival: int, max_model_len: int, seed: int) -> None:
