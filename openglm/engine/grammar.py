@@ -29,8 +29,9 @@ from openglm.errors import RequestError
 
 Mask = NDArray[np.bool_]
 
-JSON_WHITESPACE: Final = r"[ \n\r\t]{1,64}"
-"""White space between the tokens of a JSON answer. Bounded, because a model that may write white space for ever sometimes does."""
+JSON_WHITESPACE: Final = r" {1,4}|\r?\n[ \t]{0,40}"
+"""White space between the tokens of a JSON answer: some spaces, or a new line and its indentation. Bounded, because a model that may
+write white space for ever sometimes does."""
 
 MAX_LEXER_STATES: Final = 50_000  # one to two KiB each; a large tool list needs a few thousand
 _MAX_MESSAGE_CHARS: Final = 200

@@ -20,7 +20,7 @@ from openglm.text.tool_grammar import GAP, GAP_LINE, MAX_CALLS, call_rules
 
 ANY_OBJECT: Final = {"type": "object"}
 
-_JSON_STYLE: Final = {"whitespace_pattern": r"[ \n\r\t]{1,64}"}
+_JSON_STYLE: Final = {"whitespace_pattern": r" {1,4}|\r?\n[ \t]{0,40}"}  # as in the engine's own json_schema constraints
 
 
 def json_answer(schema: dict[str, JSON], *, strict: bool = True, tools: Sequence[Tool] = (), one_call: bool = False) -> str:

@@ -32,7 +32,14 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def random_model() -> GlmModel:
-    config = replace(variant("tiny-air"), vocab_size=tokenizer().num_tokens, eos_token_id=tokenizer().stop_ids)
+    config = replace(
+        variant("tiny-air"),
+        vocab_size=tokenizer().num_tokens,
+        eos_token_id=tokenizer().stop_ids,
+        num_hidden_layers=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+    )
     model = GlmModel(config, dtype=torch.float32).init_weights(11)
     with torch.no_grad():
         model.lm_head.weight *= 20  # a distribution with preferences, so that drafts are sometimes right
@@ -66,7 +73,9 @@ def random_schema(rng: random.Random, depth: int = 0) -> dict:
             low = rng.randrange(-1000, 1000)
             return {"type": "integer", "minimum": low, "maximum": low + rng.randrange(100_000)}
         case "number":
-            return rng.choice([{"type": "number"}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1000}, {"type": "number", "maximum": 7}])
+            return rng.choice(
+                [{"type": "number"}, {"type": "number", "minimum": 0, "exclusiveMaximum": 1000}, {"type": "number", "maximum": 7}]
+            )
         case "boolean" | "null":
             return {"type": kind}
         case "enum":

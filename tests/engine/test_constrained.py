@@ -91,17 +91,18 @@ def run_tools(count, first_seed=0, **settings):
 
 
 def test_answers_to_random_schemas_are_valid():
-    assert run_schemas(36) <= 1
+    assert run_schemas(24, max_num_seqs=24) <= 1
 
 
 def test_calls_of_random_tools_are_valid():
-    assert run_tools(24) <= 1
+    assert run_tools(24, max_num_seqs=24) <= 1
 
 
 @pytest.mark.slow
 def test_500_random_schemas_and_300_tool_lists():
-    cut = sum(run_schemas(100, first_seed=1000 * block, num_speculative_tokens=block % 3) for block in range(1, 6))
-    cut += sum(run_tools(100, first_seed=1000 * block, num_speculative_tokens=block % 3) for block in range(1, 4))
+    large = {"max_num_seqs": 50, "deterministic": False}
+    cut = sum(run_schemas(100, first_seed=1000 * block, num_speculative_tokens=block % 3, **large) for block in range(1, 6))
+    cut += sum(run_tools(100, first_seed=1000 * block, num_speculative_tokens=block % 3, **large) for block in range(1, 4))
     assert cut <= 8  # of 800
 
 
@@ -113,14 +114,32 @@ def mixed_batch():
     schema = json_answer(with_definitions(random_object(rng)))
     t = tokenizer()
     think_less = {t.end_think: 14.0}
+
+    def sampled(constraint, seed, **own):
+        return SamplingParams(**{"max_tokens": 30, "seed": seed, "constraint": constraint, **own})
+
     own = [
         (CONTENT, sampled(ABC, 1, temperature=0.0)),
         (UNDECIDED, sampled(ABC, 2, logprobs=3, logit_bias={t.think: 9.0, **think_less})),
-        (REASONING, sampled(Constraint("lark", schema), 3, logit_bias=think_less, max_tokens=60)),
-        (REASONING, sampled(Constraint("lark", calls_grammar(tools, one_call=False), reads_calls=True), 4, thinking_budget=7, max_tokens=70)),
-        (CONTENT, sampled(Constraint("lark", each_call_grammar(tools, one_call=False), at="call"), 5, logit_bias={t.tool_call: 9.0}, max_tokens=50)),
-        (CONTENT, sampled(Constraint("json_schema", '{"type": "array", "items": {"type": "integer"}}'), 6, max_tokens=25, repetition_penalty=1.3)),
-        (CONTENT, sampled(Constraint("regex", "([a-z]+ ){3}end"), 7, top_p=0.9, frequency_penalty=0.5, bad_words=((t.encode_text("end")[0],),))),
+        (REASONING, sampled(Constraint("lark", schema), 3, logit_bias=think_less, max_tokens=40)),
+        (
+            REASONING,
+            sampled(Constraint("lark", calls_grammar(tools, one_call=False), reads_calls=True), 4, thinking_budget=7, max_tokens=40),
+        ),
+        (
+            CONTENT,
+            sampled(
+                Constraint("lark", each_call_grammar(tools, one_call=False), at="call"), 5, logit_bias={t.tool_call: 9.0}, max_tokens=40
+            ),
+        ),
+        (
+            CONTENT,
+            sampled(Constraint("json_schema", '{"type": "array", "items": {"type": "integer"}}'), 6, max_tokens=25, repetition_penalty=1.3),
+        ),
+        (
+            CONTENT,
+            sampled(Constraint("regex", "([a-z]+ ){3}end"), 7, top_p=0.9, frequency_penalty=0.5, bad_words=((t.encode_text("end")[0],),)),
+        ),
         (UNDECIDED, sampled(None, 8, max_tokens=20)),
         (CONTENT, sampled(Constraint("regex", "x*"), 9, min_tokens=3, max_tokens=12)),
         (REASONING, sampled(None, 10, max_tokens=30, temperature=0.0)),
@@ -143,10 +162,32 @@ def alone():
     return found
 
 
+class HalfRight:
+    """Proposes what the requests will say, and at every fifth place something else."""
+
+    def __init__(self, answers):
+        self.answers = answers
+
+    def propose(self, settled, hidden):
+        drafts = []
+        for item in settled:
+            place = item.sequence.num_output
+            right = self.answers[int(item.sequence.id[1:])][place : place + item.depth]
+            drafts.append([7 if (place + i) % 5 == 4 else token for i, token in enumerate(right)])
+        return drafts
+
+
+def core_with_drafts(depth, **settings):
+    core = make_core(depth, **settings)
+    if depth:
+        core.proposer = HalfRight([found[0] for found in alone()])
+    return core
+
+
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("settings", [{}, {"max_num_batched_tokens": 24, "max_num_seqs": 5}], ids=["whole", "chunks"])
 def test_no_company_chunk_or_draft_changes_a_token(depth, settings):
-    core = make_core(depth, **settings)
+    core = core_with_drafts(depth, **settings)
     assert [facts(output) for output in generate(core, *mixed_batch())] == alone()
     stats = core.stats()
     assert stats.num_redrawn_tokens > 0 and stats.pages_held == 0
@@ -156,7 +197,7 @@ def test_no_company_chunk_or_draft_changes_a_token(depth, settings):
 
 @pytest.mark.parametrize("depth", [0, 3])
 def test_preempted_requests_resume_in_the_state_of_their_grammar(depth):
-    core = make_core(depth, max_model_len=192, kv_cache_tokens=448)
+    core = core_with_drafts(depth, max_model_len=192, kv_cache_tokens=448)
     step, count = core.step, 0
 
     def step_with_forced_preemption():
@@ -191,7 +232,8 @@ def test_drafts_that_the_grammar_forbids_are_cut_and_right_ones_verified():
     (again,) = generate(core, [prompt()], params)
     assert facts(again) == facts(plain)
     stats = core.stats()
-    assert sum(stats.accepted_by_position) == sum(stats.drafted_by_position) > 0  # nothing hopeless was verified
+    drafted, accepted = sum(stats.drafted_by_position), sum(stats.accepted_by_position)
+    assert accepted > 0 and drafted - accepted <= 1  # nothing hopeless was verified; the draft that ends the request is not counted
 
 
 @pytest.mark.parametrize("start", [UNDECIDED, REASONING])
@@ -218,7 +260,10 @@ def test_a_turn_cannot_end_before_its_answer():
     assert output.finish_reason == "stop" and output.token_ids[0] == t.end_think
     assert len(text_of(output.token_ids[1:])) == 6 and set(text_of(output.token_ids[1:])) <= set("abc")
     (output,) = generate(make_core(1), [prompt()], sampled(Constraint("regex", "a+"), 1, logit_bias=eager))
-    assert (text_of(output.token_ids), output.finish_reason, output.stop_reason in t.stop_ids) in (("a", "stop", True), ("aa", "stop", True))
+    assert (text_of(output.token_ids), output.finish_reason, output.stop_reason in t.stop_ids) in (
+        ("a", "stop", True),
+        ("aa", "stop", True),
+    )
 
 
 def test_the_model_may_open_its_reasoning_or_answer_at_once():
@@ -228,7 +273,9 @@ def test_the_model_may_open_its_reasoning_or_answer_at_once():
     (output,) = generate(make_core(1), [prompt(UNDECIDED)], thinks)
     # A newline that cannot belong to the answer can only stand before <think>, or before a lone </think>.
     assert output.token_ids[0] == layout[0] and output.token_ids[1] in (t.think, t.end_think)
-    (output,) = generate(make_core(1), [prompt(UNDECIDED)], sampled(ABC, 1, logit_bias={t.think: -100.0, t.end_think: -100.0, layout[0]: -100}))
+    (output,) = generate(
+        make_core(1), [prompt(UNDECIDED)], sampled(ABC, 1, logit_bias={t.think: -100.0, t.end_think: -100.0, layout[0]: -100})
+    )
     assert set(text_of(output.token_ids)) <= set("abc")
 
 
@@ -241,13 +288,13 @@ def test_text_does_not_spell_tags():
     parameters = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 40}}, "required": ["text"]}
     tools = (type(tools[0])("write", parameters, {}),)
     constraint = Constraint("lark", calls_grammar(tools, one_call=True), reads_calls=True)
-    eager = {token: 40.0 for token in spelled}
+    eager = dict.fromkeys(spelled, 40.0)
     for seed in range(5):
         (output,) = generate(make_core(1), [prompt()], sampled(constraint, seed, logit_bias={**eager, t.end_arg_value: 35.0}))
         (call,) = answer_of(output, CONTENT, tools).tool_calls
         jsonschema.validate(call.arguments, parameters)
     for seed in range(3):
-        eager = {token: 40.0 for token in t.encode_text("</think>")}
+        eager = dict.fromkeys(t.encode_text("</think>"), 40.0)
         own = sampled(ABC, seed, logit_bias=eager, thinking_budget=30)
         (output,) = generate(make_core(1), [prompt(REASONING)], own)
         assert set(answer_of(output, REASONING).content) <= set("abc")
