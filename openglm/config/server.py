@@ -32,6 +32,11 @@ class RequestLimits:
     logit_biases: int = 300
     bad_words: int = 128
     bad_word_chars: int = 64
+    regex_chars: int = 2048
+    grammar_chars: int = 16 << 10
+    answer_choices: int = 1000
+    schema_chars: int = 512 << 10
+    """Of one JSON schema, or of all tools together where calls are constrained."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,9 @@ from torch import Tensor
 
 from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
 from openglm.engine.adjust import LogitAdjuster
+from openglm.engine.constrainer import Constrainer
 from openglm.engine.draft_depth import AdaptiveDepth, Candidate, DepthPolicy, FixedDepth
+from openglm.engine.grammar import Vocabulary
 from openglm.engine.mtp import MTPProposer
 from openglm.engine.ngram import NgramProposer
 from openglm.engine.prompt_logprobs import PromptScorer
@@ -44,6 +46,7 @@ from openglm.model import GlmModel
 logger = logging.getLogger(__name__)
 
 CHECK_EVERY_STEPS = 256
+COMPILE_WAIT_S = 0.005  # how long a step waits for a grammar when there is nothing else to do; messages are read in between
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,12 @@ class EngineCore:
         stop_ids: Seq[int] = (),
         detokenizer: Callable[[], Detokenizer] | None = None,
         thinking: ThinkingTokens | None = None,
+        vocabulary: Vocabulary | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings;
-        `thinking` are the ids that thinking budgets need; `clock` tells the seconds against which deadlines are held."""
+        `thinking` are the ids that thinking budgets need, `vocabulary` is what constraints need; `clock` tells the seconds against
+        which deadlines are held."""
         self.config = config
         self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = frozenset(stop_ids)
@@ -94,6 +99,7 @@ class EngineCore:
         self.runner = Runner(model, config)
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         self.sampler = Sampler(self.num_tokens)
+        self.constrainer = Constrainer(vocabulary, self.sampler)
         self.prompt_scorer = PromptScorer(self.runner, self.num_tokens)
         self.depth_policy: DepthPolicy = FixedDepth(config.num_speculative_tokens)
         if config.adaptive_drafts and config.num_speculative_tokens:
@@ -144,6 +150,7 @@ class EngineCore:
             seed=seed,
             deadline=math.inf if timeout_s is None else self._clock() + timeout_s,
         )
+        self.constrainer.check(sequence)
         leader = self._live.get(request.follows) if request.follows is not None else None
         sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
         self.scheduler.add(sequence)
@@ -153,6 +160,7 @@ class EngineCore:
         self._live[request.id] = (sequence, stop_checker)
         self.adjuster.add(sequence, stop_checker.stop_ids)
         self.prompt_scorer.add(sequence)
+        self.constrainer.add(sequence, stop_checker.stop_ids)
 
     def abort(self, request_id: str) -> EngineOutput | None:
         """End a request now and free its pages; None when it is not (or no longer) known."""
@@ -174,12 +182,15 @@ class EngineCore:
     def step(self) -> list[EngineOutput]:
         """One step for every request that fits; returns what is new for whom."""
         clock = _Clock(self._stats.times)
-        expired = [self._expire(sequence) for sequence in self.scheduler.expired(self._clock())]
+        ended = [self._expire(sequence) for sequence in self.scheduler.expired(self._clock())]
+        ended += [self._refuse(*item) for item in self.constrainer.settle()]
         plan = self.scheduler.schedule()
         clock.lap("schedule")
         self.runner.transfer(self.scheduler.pool.take_transfers())
         if not plan:
-            return expired
+            if self.constrainer.is_compiling:
+                self.constrainer.wait(COMPILE_WAIT_S)
+            return ended
         batch = self.runner.prepare(plan)
         clock.lap("prepare")
         hidden = self.runner.forward(batch)
@@ -193,7 +204,7 @@ class EngineCore:
         clock.lap("output")
         self._draft(settled, hidden)
         clock.lap("draft")
-        outputs = expired + [self._conclude(verdict) for verdict in verdicts]
+        outputs = ended + [self._conclude(verdict) for verdict in verdicts]
         self._measure(batch, num_drafts, clock.seconds)
         self._stats.num_steps += 1
         self._stats.num_scheduled_sequences += len(batch.spans)
@@ -227,6 +238,9 @@ class EngineCore:
             drafted_by_position=list(self._stats.drafted_by_position),
             accepted_by_position=list(self._stats.accepted_by_position),
             drafts_by_depth=list(self._stats.drafts_by_depth),
+            num_constrained_tokens=self.constrainer.num_checked,
+            num_redrawn_tokens=self.constrainer.num_redrawn,
+            constrain_s=self.constrainer.seconds,
             times=msgspec.structs.replace(self._stats.times),
         )
 
@@ -235,6 +249,7 @@ class EngineCore:
         depth = self.config.num_speculative_tokens
         self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth, drafts_by_depth=[0] * (depth + 1))
         self.scheduler.reset_counters()
+        self.constrainer.reset_counts()
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""
@@ -279,7 +294,9 @@ class EngineCore:
     def _sample(self, logits: Tensor, spans: Seq[Span]) -> list[Sampled]:
         """One token for every row of these spans."""
         adjusted = self._adjust(logits, spans)
-        return self.sampler.sample(logits, [row for span in spans for row in _sampling_rows(span)], adjusted)
+        rows = [row for span in spans for row in _sampling_rows(span)]
+        sampled = self.sampler.sample(logits, rows, adjusted)
+        return self.constrainer.correct(logits, adjusted, [span.sequence for span in spans], rows, sampled)
 
     def _adjust(self, logits: Tensor, spans: Seq[Span]) -> Tensor | None:
         """The one place where logits are changed before sampling; None when they stay as they are."""
@@ -299,6 +316,8 @@ class EngineCore:
                 return Verdict(span, finish_reason="error", failure=failure)
             if len(sequence.tokens) >= sequence.max_total:  # max_tokens 0: the prompt was all that was asked about
                 return Verdict(span, finish_reason="length")
+            if row.failure is not None:
+                return Verdict(span, finish_reason="error", failure=row.failure)
             if not row.allowed:
                 failure = RequestFailure("invalid_request", "the request's bans leave no token to choose", "bad_words")
                 return Verdict(span, finish_reason="error", failure=failure)
@@ -306,6 +325,8 @@ class EngineCore:
             stop = stop_checker.check(row.token)
             if stop is not None:
                 return Verdict(span, tuple(kept), "stop", stop.reason, hide_last=not stop.keep_token)
+            if row.completes:
+                return Verdict(span, tuple(kept), "stop")
             if len(sequence.tokens) + len(kept) >= sequence.max_total:
                 return Verdict(span, tuple(kept), "length")
         return Verdict(span, tuple(kept))
@@ -367,6 +388,7 @@ class EngineCore:
         settled = self._choose_depths(settled)
         for item, drafts in zip(settled, self.proposer.propose(settled, hidden), strict=True):
             item.sequence.drafts = drafts or []
+            self.constrainer.cut_drafts(item.sequence)
             if drafts is None:
                 item.sequence.healthy = False
                 self._quarantine(item.sequence, only_mtp=True)
@@ -415,6 +437,11 @@ class EngineCore:
             cache_outcome=sequence.cache_outcome,
         )
 
+    def _refuse(self, sequence: Sequence, failure: RequestFailure) -> EngineOutput:
+        """End a request whose constraint cannot be had; it has not run."""
+        self._remove(sequence, "error")
+        return EngineOutput(sequence.id, [], finish_reason="error", num_prompt_tokens=sequence.num_prompt, error=failure)
+
     def _remove(self, sequence: Sequence, reason: FinishReason) -> None:
         """The one place where a request leaves the engine."""
         if reason == "error" and not sequence.healthy:
@@ -423,6 +450,7 @@ class EngineCore:
         self.adjuster.remove(sequence.id)
         self.prompt_scorer.remove(sequence.id)
         self.depth_policy.forget(sequence.id)
+        self.constrainer.remove(sequence.id)
         del self._live[sequence.id]
         self._stats.num_finished[reason] = self._stats.num_finished.get(reason, 0) + 1
 

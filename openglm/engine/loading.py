@@ -18,6 +18,7 @@ from openglm.config import ModelConfig, variant
 from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
 from openglm.engine.core import EngineCore
 from openglm.engine.draft_check import what_is_wrong
+from openglm.engine.grammar import AnswerMarks, Vocabulary
 from openglm.engine.request import GenerationRequest, SamplingParams
 from openglm.engine.thinking import ThinkingTokens
 from openglm.errors import CheckpointError, ConfigError
@@ -94,13 +95,34 @@ def core_of(model: GlmModel, config: ResolvedEngineConfig, tokenizer: Tokenizer,
     """An engine over a model in memory and its tokenizer."""
     if tokenizer.num_tokens > model.config.vocab_size:
         raise CheckpointError(f"the tokenizer has {tokenizer.num_tokens} tokens, the model's vocabulary only {model.config.vocab_size}")
+    ends = tokenizer.stop_ids if stop_ids is None else stop_ids
     return EngineCore(
         model,
         config,
         num_tokens=tokenizer.num_tokens,
-        stop_ids=tokenizer.stop_ids if stop_ids is None else stop_ids,
+        stop_ids=ends,
         detokenizer=lambda: IncrementalDetokenizer(tokenizer, skip_special=False),
         thinking=thinking_tokens(tokenizer),
+        vocabulary=vocabulary_of(tokenizer, ends),
+    )
+
+
+def vocabulary_of(tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> Vocabulary:
+    """What constraints need of a tokenizer."""
+    return Vocabulary(
+        [tokenizer.token_bytes(i) for i in range(tokenizer.num_tokens)],
+        special=tokenizer.added_tokens.values(),
+        end_ids=[i for i in stop_ids if i < tokenizer.num_tokens],
+        marks=AnswerMarks(
+            assistant=tokenizer.assistant,
+            think=tokenizer.think,
+            end_think=tokenizer.end_think,
+            tool_call=tokenizer.tool_call,
+            end_tool_call=tokenizer.end_tool_call,
+            arg_value=tokenizer.arg_value,
+            end_arg_value=tokenizer.end_arg_value,
+        ),
+        encode=tokenizer.encode_text,
     )
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from openglm.engine.cache_history import CacheOutcome
+from openglm.engine.constraint import Constraint
 from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import (
     ContextLengthError,
@@ -86,6 +87,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """Neither stop ids nor stop strings end the request before this many tokens; stop ids are not chosen either."""
     thinking_budget: int | None = None
     """Tokens of reasoning at most; then a newline and `</think>` are forced (`openglm.engine.thinking`)."""
+    constraint: Constraint | None = None
+    """The form of the answer; reasoning stays free. An answer that is complete ends the request, before `min_tokens` too."""
 
     def __post_init__(self) -> None:
         """Refuse what no model could honour, naming the parameter."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from openglm import ops
-from openglm.engine.request import SamplingParams, TokenLogprobs
+from openglm.engine.request import RequestFailure, SamplingParams, TokenLogprobs
 
 _FIRST_NUCLEUS_WIDTH = 256
 _UNIFORM_BITS = 48  # leaves room for u * total < total in float64
@@ -48,6 +48,10 @@ class Sampled(NamedTuple):
     logprobs: TokenLogprobs | None
     allowed: bool = True
     """False when the adjustments banned every token."""
+    completes: bool = False
+    """The request's constraint is fulfilled with this token, and nothing may follow it."""
+    failure: RequestFailure | None = None
+    """Why the request ends here instead of with a token."""
 
 
 class Sampler:

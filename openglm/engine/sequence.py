@@ -18,9 +18,9 @@ class Sequence:
     """Mutable state of one request; the scheduler and the engine core are its only writers."""
 
     __slots__ = (
-        "adapter", "admission", "arrival", "cache_outcome", "computed", "deadline", "drafts", "ended", "epoch", "healthy", "id", "keys",
-        "leader", "max_total", "num_accepted", "num_cached", "num_drafted", "num_preempted", "num_prompt", "num_published", "pages",
-        "params", "rank", "row", "scheduling", "scores_prompt", "seed", "tokens",
+        "adapter", "admission", "arrival", "awaits_grammar", "cache_outcome", "computed", "deadline", "drafts", "ended", "epoch", "healthy",
+        "id", "keys", "leader", "max_total", "num_accepted", "num_cached", "num_drafted", "num_preempted", "num_prompt", "num_published",
+        "pages", "params", "rank", "row", "scheduling", "scores_prompt", "seed", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -39,6 +39,7 @@ class Sequence:
         self.deadline = deadline
         self.adapter = adapter  # whose weights compute its KV; "" is the model's own
         self.leader: Sequence | None = None  # the sequence whose prompt's pages this one waits for
+        self.awaits_grammar = False  # its constraint is being compiled
         self.ended = False
         self.seed = seed
         self.scores_prompt = self.params.prompt_logprobs is not None and self.num_prompt > 1  # until every prompt token is scored
@@ -69,8 +70,8 @@ class Sequence:
 
     @property
     def held(self) -> bool:
-        """Whether it must wait because another sequence still computes pages that both need."""
-        return self.leader is not None and not self.leader.ended and not self.leader.num_output
+        """Whether it must wait: for its grammar, or because another sequence still computes pages that both need."""
+        return self.awaits_grammar or (self.leader is not None and not self.leader.ended and not self.leader.num_output)
 
     @property
     def num_output(self) -> int:

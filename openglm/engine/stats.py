@@ -53,4 +53,9 @@ class EngineStats(msgspec.Struct):
     accepted_by_position: list[int] = msgspec.field(default_factory=list)
     drafts_by_depth: list[int] = msgspec.field(default_factory=list)
     """How often a sequence was to draft 0, 1, ... tokens."""
+    num_constrained_tokens: int = 0
+    """Tokens checked against a grammar, and those chosen again because it forbade the first choice."""
+    num_redrawn_tokens: int = 0
+    constrain_s: float = 0.0
+    """Seconds of the steps below spent on grammars."""
     times: StepTimes = msgspec.field(default_factory=StepTimes)

@@ -1,8 +1,7 @@
 """An OpenAI chat-completions body becomes a neutral `TurnRequest`.
 
-Rules of this dialect: a field of the wrong type is an error that names it; an unknown field is ignored; `null` means absent. A
-field that we know but cannot honour yet is refused when its value would change the answer, and accepted when it would not
-(`tool_choice: "auto"`), because clients send such defaults unasked.
+Rules of this dialect: a field of the wrong type is an error that names it; an unknown field is ignored; `null` means absent. What an
+answer must look like - `tool_choice`, `response_format` and their like - is read by `openai_constraint`.
 
 Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
 `repetition_penalty`, `min_tokens` (which holds off stop ids, not stop strings), `bad_words`, `thinking_budget` (vLLM's spelling:
@@ -19,9 +18,11 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from openglm.config.server import RequestLimits, SamplingDefaults
+from openglm.engine.constraint import Constraint
 from openglm.engine.request import SamplingParams
 from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import RequestError
+from openglm.server.openai_constraint import FormFields, hides_tools, read_constraint
 from openglm.server.strict_json import convert, decode_json
 from openglm.server.turn import TurnRequest
 from openglm.text.openai_messages import conversation_from_openai
@@ -43,14 +44,12 @@ class ThinkingSwitch(msgspec.Struct):
     clear_thinking: bool | None = None
 
 
-class ChatBody(msgspec.Struct):
+class ChatBody(FormFields):
     """The fields of a chat-completions body that are read. Messages and tools are checked by the text level."""
 
     messages: Any = None
     model: str | None = None
     tools: Any = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Int | None = None
@@ -80,8 +79,6 @@ class ChatBody(msgspec.Struct):
     thinking_token_budget: Int | None = None
     priority: Int | None = None
     cache_salt: str | None = None
-    response_format: dict[str, Any] | None = None
-    structured_outputs: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,16 +95,17 @@ class ChatRequest:
 def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:
     """Decode and check a body. `thinking` is the server's default. Raises `RequestError` naming the field."""
     chat = convert(decode_json(body, max_depth=limits.json_depth), ChatBody)
-    _refuse_unsupported(chat)
     if chat.messages is None:
         raise RequestError("messages is missing", param="messages", code="missing_field")
     _limit("messages", chat.messages, limits.messages)
     _limit("tools", chat.tools, limits.tools)
     think, keep = _thinking(chat, thinking)
-    tools = None if chat.tool_choice == "none" else chat.tools  # a model that must not call is not shown what it could
+    tools = None if hides_tools(chat) else chat.tools
+    conversation = conversation_from_openai(chat.messages, tools, thinking=think, keep_thinking=keep)
+    constraint = read_constraint(chat, conversation.tools, limits)
     turn = TurnRequest(
-        conversation=conversation_from_openai(chat.messages, tools, thinking=think, keep_thinking=keep),
-        params=_sampling(chat, defaults, limits),
+        conversation=conversation,
+        params=_sampling(chat, constraint, defaults, limits),
         stop=_stop(chat, limits),
         parallel_tool_calls=chat.parallel_tool_calls is not False,
         bad_words=_bad_words(chat, limits),
@@ -122,7 +120,7 @@ def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingD
     )
 
 
-def _sampling(chat: ChatBody, defaults: SamplingDefaults, limits: RequestLimits) -> SamplingParams:
+def _sampling(chat: ChatBody, constraint: Constraint | None, defaults: SamplingDefaults, limits: RequestLimits) -> SamplingParams:
     """Parameters for the engine, which checks their ranges under the same names."""
     top_logprobs = chat.top_logprobs
     if top_logprobs and not chat.logprobs:
@@ -148,6 +146,7 @@ def _sampling(chat: ChatBody, defaults: SamplingDefaults, limits: RequestLimits)
         logit_bias=_logit_bias(chat, limits),
         min_tokens=_or(chat.min_tokens, 0),
         thinking_budget=_or(chat.thinking_budget, chat.thinking_token_budget),
+        constraint=constraint,
     )
 
 
@@ -219,22 +218,6 @@ def _thinking(chat: ChatBody, default: bool) -> tuple[bool, bool]:
         elif not value:
             raise RequestError("add_generation_prompt: false is not supported; the answer is always a new turn", param=param)
     return think, keep
-
-
-def _refuse_unsupported(chat: ChatBody) -> None:
-    choice = chat.tool_choice
-    if choice is not None and choice not in ("none", "auto"):
-        if choice != "required" and not isinstance(choice, dict):
-            raise RequestError('tool_choice must be "none", "auto" or "required", or name a function', param="tool_choice")
-        raise _unsupported("tool_choice", 'forcing a call is not supported yet; use "auto", or offer only the one tool')
-    if chat.structured_outputs:
-        raise _unsupported("structured_outputs", "is not supported yet; leave it out")
-    if chat.response_format is not None and chat.response_format.get("type") not in (None, "text"):
-        raise _unsupported("response_format", 'only {"type": "text"} is supported yet; ask for JSON in the prompt')
-
-
-def _unsupported(name: str, why: str) -> RequestError:
-    return RequestError(f"{name}: {why}", param=name, code="unsupported_parameter")
 
 
 def _limit(name: str, value: Any, limit: int) -> None:

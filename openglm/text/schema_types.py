@@ -27,6 +27,7 @@ STRING_ONLY: Final[Types] = frozenset({"string"})
 
 _MAX_NODES: Final = 256  # schema nodes looked at for one argument
 _MAX_DEPTH: Final = 64  # nesting of an argument value; json.dumps recurses
+_BESIDE_REFERENCES: Final = frozenset(("$ref", "$defs", "definitions", "title", "description", "default", "examples"))
 MAX_SCALAR: Final = 512
 """Characters after which text that is no object, array or quoted string yet is a bare string."""
 
@@ -38,6 +39,21 @@ def argument_types(parameters: dict[str, JSON] | None, key: str) -> Types:
     walk = _Walk(parameters)
     found = [walk.types(schema) for schema in walk.property_schemas(parameters, key)]
     return _union(found)
+
+
+def schema_types(document: dict[str, JSON], schema: JSON) -> Types:
+    """The types that `schema`, a part of `document`, allows."""
+    return _Walk(document).types(schema)
+
+
+def resolve(document: JSON, schema: JSON) -> JSON:
+    """The schema that a chain of plain references leads to; None where one leads nowhere or in a circle."""
+    walk = _Walk(document)
+    for _ in range(_MAX_DEPTH):
+        if not isinstance(schema, dict) or "$ref" not in schema or schema.keys() - _BESIDE_REFERENCES:
+            return schema
+        schema = walk.resolve(schema["$ref"])
+    return None
 
 
 def could_be_json(head: str, types: Types) -> bool:
@@ -168,7 +184,7 @@ class _Walk:
         if isinstance(branches, list):
             constraints += [self.types(branch) for branch in branches]
         if "$ref" in schema:
-            constraints.append(self.types(self._resolve(schema["$ref"])))
+            constraints.append(self.types(self.resolve(schema["$ref"])))
         known = [constraint for constraint in constraints if constraint is not None]
         if not known:
             return None
@@ -191,9 +207,9 @@ class _Walk:
             if isinstance(schema.get(word), list):
                 yield from schema[word]
         if "$ref" in schema:
-            yield self._resolve(schema["$ref"])
+            yield self.resolve(schema["$ref"])
 
-    def _resolve(self, reference: JSON) -> JSON:
+    def resolve(self, reference: JSON) -> JSON:
         """The schema a local `$ref` (`#/$defs/Name`) points at; None where it leads nowhere."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             return None

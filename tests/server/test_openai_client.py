@@ -125,7 +125,8 @@ def test_the_same_prompt_again_is_cached(client):
         ({"n": 9}, openai.BadRequestError, "invalid_request", "n"),
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, "invalid_request", "logit_bias"),
         ({"extra_body": {"min_tokens": 5000}}, openai.BadRequestError, "invalid_request", "min_tokens"),
-        ({"tool_choice": "required", "tools": [TOOL]}, openai.BadRequestError, "unsupported_parameter", "tool_choice"),
+        ({"tool_choice": "required"}, openai.BadRequestError, "invalid_request", "tool_choice"),
+        ({"extra_body": {"guided_regex": "(a"}}, openai.BadRequestError, "invalid_request", "guided_regex"),
         ({"messages": [{"role": "user", "content": "x " * 9999}]}, openai.BadRequestError, "context_length_exceeded", "messages"),
     ],
 )

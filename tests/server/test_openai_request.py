@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from llguidance import LLMatcher
 
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.engine.scheduling import SchedulingParams
@@ -8,6 +9,10 @@ from openglm.errors import RequestError
 from openglm.server.openai_request import read_chat_request
 
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+STRICT_NOT = {
+    "type": "function",
+    "function": {"name": "f", "strict": True, "parameters": {"type": "object", "properties": {"a": {"type": "string", "not": {}}}}},
+}
 HELLO = {"messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -84,13 +89,33 @@ def read(default_thinking=True, defaults=None, **fields):
         ({"bad_words": ["x"] * 129}, "bad_words"),
         ({"thinking_budget": -1}, "thinking_budget"),
         ({"thinking_token_budget": 1.5}, "thinking_token_budget"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 1}}}, "response_format.json_schema.schema"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "regex": "a"}, "regex"),
+        ({"structured_outputs": {"regex": 1}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"regex": "a" * 3000}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"regex": "a", "json": {}}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": "(((("}}, "structured_outputs.grammar"),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": {"$ref": "https://example.org"}}, "guided_json"),
+        ({"guided_json": {"enum": list(range(1001))}}, "guided_json"),
+        ({"guided_json": {"pattern": "a" * 600}}, "guided_json"),
+        ({"guided_regex": ""}, "guided_regex"),
+        ({"guided_choice": [1]}, "guided_choice[0]"),
+        ({"ebnf": "root ::= " + "(" * 9000}, "ebnf"),
+        ({"json_schema": "[1]"}, "json_schema"),
         ({"tools": {}}, "tools"),
         ({"tools": [TOOL] * 129}, "tools"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"),
-        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice.type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+        ({"tools": [STRICT_NOT]}, "tools"),
         ({"tool_choice": "sometimes"}, "tool_choice"),
         ({"tool_choice": 1}, "tool_choice"),
         ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),
@@ -123,14 +148,81 @@ def test_null_means_absent_and_unknown_fields_are_ignored():
         model tools tool_choice stream stream_options max_tokens max_completion_tokens temperature top_p top_k min_p seed stop
         stop_token_ids logprobs top_logprobs chat_template_kwargs thinking reasoning_effort n frequency_penalty logit_bias
         response_format do_sample parallel_tool_calls ignore_eos presence_penalty repetition_penalty min_tokens bad_words
-        thinking_budget thinking_token_budget structured_outputs
+        thinking_budget thinking_token_budget structured_outputs guided_json guided_regex guided_choice guided_grammar json_schema
+        regex ebnf
     """
     fields = dict.fromkeys(names.split())
     assert read(**fields, user="me", metadata={"a": [1]}, store=True, watermark_enabled=0).turn == read().turn
 
 
-def test_harmless_values_of_unsupported_fields_are_accepted():
-    read(structured_outputs={}, response_format={"type": "text"}, tool_choice="auto")
+def test_values_that_demand_nothing_constrain_nothing():
+    chat = read(structured_outputs={}, response_format={"type": "text"}, tool_choice="auto", tools=[TOOL])
+    assert chat.turn.params.constraint is None
+    assert read(tools=[TOOL], tool_choice="none", response_format={"type": "text"}).turn.params.constraint is None
+
+
+def constraint(**fields):
+    return read(**fields).turn.params.constraint
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {}}}}, "response_format.json_schema"),
+        ({"structured_outputs": {"json": {"type": "object"}}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json_object": True}}, "structured_outputs.json_object"),
+        ({"structured_outputs": {"regex": "a/b"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": ["yes", "no"]}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"grammar": 'root ::= "a" | "b"'}}, "structured_outputs.grammar"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"guided_json": '{"type": "object"}'}, "guided_json"),
+        ({"guided_regex": "a+"}, "guided_regex"),
+        ({"guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_grammar": 'start: "a"'}, "guided_grammar"),
+        ({"json_schema": '{"type": "object"}'}, "json_schema"),
+        ({"regex": "a+"}, "regex"),
+        ({"ebnf": 'root ::= "a"'}, "ebnf"),
+    ],
+    ids=lambda value: json.dumps(value)[:60] if isinstance(value, dict) else None,
+)
+def test_every_way_to_demand_a_form_becomes_a_constraint_that_compiles(fields, param):
+    alone, with_tools = constraint(**fields), constraint(**fields, tools=[TOOL])
+    assert (alone.param, alone.at, alone.reads_calls) == (param, "answer", False)
+    assert (with_tools.param, with_tools.at, with_tools.reads_calls) == (param, "answer", True)
+    assert "tool_call" in with_tools.text and "tool_call" not in alone.text
+    assert not LLMatcher.validate_grammar(alone.text)
+
+
+G = {"type": "function", "function": {"name": "g", "parameters": {}}}
+STRICT = {"type": "function", "function": {"name": "s", "strict": True, "parameters": {}}}
+NAME_G = {"type": "function", "function": {"name": "g"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "at", "names", "several"),
+    [
+        ({"tools": [TOOL, G], "tool_choice": "required"}, "answer", "fg", True),
+        ({"tools": [TOOL, G], "tool_choice": "required", "parallel_tool_calls": False}, "answer", "fg", False),
+        ({"tools": [TOOL, G], "tool_choice": NAME_G}, "answer", "g", False),
+        ({"tools": [TOOL, G], "tool_choice": {"type": "function", "name": "g"}}, "answer", "g", False),
+        ({"tools": [TOOL, STRICT]}, "call", "fs", True),
+        ({"tools": [TOOL, STRICT], "tool_choice": "auto", "parallel_tool_calls": False}, "call", "fs", False),
+        ({"tools": [TOOL, G], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [NAME_G]}}, "call", "g", True),
+        (
+            {"tools": [TOOL, G], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAME_G]}}},
+            "answer",
+            "g",
+            True,
+        ),
+    ],
+)
+def test_tool_choice_and_strict_functions_constrain_calls(fields, at, names, several):
+    found = constraint(**fields)
+    assert (found.at, found.reads_calls, found.param) == (at, True, "tools")
+    assert [name for name in "fgs" if f'"{name}" GAP' in found.text] == list(names)
+    start = found.text.split("\n", 1)[0]
+    assert ("{0," in start or start.endswith("+")) is several
 
 
 def test_adjustments_reach_the_engine():
