@@ -51,6 +51,7 @@ class Simulation:
         self._device: list[tuple[int, int] | None] = [None] * num_slots
         self._host: list[tuple[int, int] | None] = [None] * (scheduler.limits.num_host_pages * PAGE)
         self._contents: dict[str, Content] = {}
+        self._meaning: dict[bytes, tuple] = {}  # of every key that was published since the last `forget`
 
     def add(self, prompt: list[int], max_tokens: int = 8, *, leader=None, deadline=math.inf, adapter="", **scheduling) -> Sequence:
         self.arrivals += 1
@@ -93,7 +94,7 @@ class Simulation:
                 assert sequence.decoding
             self._settle(sequence)
             if item.samples:
-                scheduler.publish(sequence, sequence.computed)
+                self._publish(sequence)
                 if len(sequence.tokens) == sequence.max_total:
                     self.end(sequence)
         return {item.sequence.id: item.num_tokens for item in plan}
@@ -111,6 +112,7 @@ class Simulation:
     def forget(self) -> None:
         """The weights changed without a version: everything cached is worthless."""
         self.num_forgotten += 1
+        self._meaning = {}
         self.scheduler.forget()
 
     def drain(self, *, max_steps: int = 5000) -> None:
@@ -160,6 +162,17 @@ class Simulation:
         content.slots += self._fingerprints(sequence, start, sequence.computed, content.slots[-1] if start else None)
         for p in range(start, sequence.computed):
             self._device[self._slot(sequence, p)] = content.slots[p]
+
+    def _publish(self, sequence: Sequence) -> None:
+        """What is offered to others must be what the present weights make of the tokens, all the way from the start."""
+        before = sequence.num_published
+        self.scheduler.publish(sequence, sequence.computed)
+        if sequence.num_published > before:
+            content, offered = self._contents[sequence.id].slots, sequence.num_published * PAGE
+            assert content[:offered] == self._fingerprints(sequence, 0, offered, None)
+            for index in range(before, sequence.num_published):
+                page = tuple(content[index * PAGE : (index + 1) * PAGE])
+                assert self._meaning.setdefault(sequence.keys[index], page) == page, "one key stands for one content"
 
     def _fingerprints(self, sequence: Sequence, start: int, end: int, last: tuple[int, int] | None) -> list[tuple[int, int]]:
         """Of the positions from `start` on, computed with the present weights after an entry `last`."""

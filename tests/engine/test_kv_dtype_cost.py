@@ -18,8 +18,8 @@ from openglm.text.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.skipif(not (model_directory(None) / "config.json").is_file(), reason="the embedded model is not built yet")
 
-NUM_PER_TASK = 3
-ANSWER_TOKENS = 40
+NUM_PER_TASK = 2
+ANSWER_TOKENS = 24
 
 
 @cache
