@@ -17,7 +17,7 @@ from openglm.text.template import TemplateStyle, render
 from openglm.text.tokenizer import Tokenizer
 from openglm.text.turn_parser import parse_turn
 
-MAX_ANSWER_TOKENS = 320  # the longest expected turn, a thought with two calls, has less than half of that
+MAX_ANSWER_TOKENS = 640  # the longest expected turn, a thought over four tools with two calls, has less than half of that
 
 
 class Generation(Protocol):
