@@ -152,6 +152,11 @@ class Machine:
     memory_bytes: int
     native_kernels: str | None = None
 
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Whether the native kernels multiply bf16 numbers directly, at twice the rate of fp32."""
+        return self.native_kernels is not None and self.native_kernels.endswith("bf16")
+
 
 def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
     """Make every automatic choice; each one that was not dictated comes with a line saying why."""
@@ -163,9 +168,9 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
     dtype: DType
     if config.dtype != "auto":
         dtype = config.dtype
-    elif on_cpu and small:
+    elif on_cpu and small and not (machine.multiplies_bf16 and model.dtype == "bfloat16"):
         dtype = "float32"
-        reasons.append(f"dtype float32: {_count(parameters)} parameters fit easily, and fp32 is the fastest exact choice on a CPU")
+        reasons.append(f"dtype float32: {_count(parameters)} parameters fit easily, and this processor multiplies bf16 no faster")
     else:
         dtype = model.dtype  # type: ignore[assignment]  # ModelConfig admits only these names
         reasons.append(f"dtype {dtype}: as stored in the checkpoint")

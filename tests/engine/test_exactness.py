@@ -7,6 +7,7 @@ alone, without drafts, without prefix cache, in one chunk.
 import random
 from functools import cache
 from itertools import count
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,9 +18,23 @@ from openglm.engine.ngram import NgramProposer
 from openglm.engine.request import SamplingParams
 from openglm.engine.thinking import ThinkingTokens
 from openglm.model import ForwardContext
+from openglm.ops import cpu
 
-ALL = [(name, dtype) for name in ("tiny-air", "tiny-355b") for dtype in ("float32", "bfloat16")]
-SOME = [("tiny-355b", "float32"), ("tiny-air", "bfloat16")]
+
+class Model(NamedTuple):
+    """A tiny random model, its dtype, and whether the native kernels run it."""
+
+    name: str
+    dtype: str
+    native: bool = False
+
+    def core(self, **settings):
+        return make_core(self.name, dtype=self.dtype, native=self.native, **settings)
+
+
+KERNELS = (False, True) if cpu.available() else (False,)
+ALL = [Model(name, dtype, native) for name in ("tiny-air", "tiny-355b") for dtype in ("float32", "bfloat16") for native in KERNELS]
+SOME = [Model("tiny-355b", "float32"), Model("tiny-air", "bfloat16"), *(Model("tiny-355b", "bfloat16", native) for native in KERNELS[1:])]
 FEW_TOKENS = 24  # so few that random drafts are sometimes right
 
 
@@ -45,12 +60,10 @@ def results(core) -> list[tuple]:
 
 
 @cache
-def alone(name: str, dtype: str, kv_cache_dtype: str = "auto") -> list[tuple]:
+def alone(model: Model, kv_cache_dtype: str = "auto") -> list[tuple]:
     found = []
     for prompt, own in zip(prompts(), params(), strict=True):
-        core = make_core(
-            name,
-            dtype=dtype,
+        core = model.core(
             kv_cache_dtype=kv_cache_dtype,
             num_tokens=FEW_TOKENS,
             num_speculative_tokens=0,
@@ -62,27 +75,29 @@ def alone(name: str, dtype: str, kv_cache_dtype: str = "auto") -> list[tuple]:
     return found
 
 
-@pytest.mark.parametrize(("name", "dtype"), ALL)
+@pytest.mark.parametrize("model", ALL, ids=str)
 @pytest.mark.parametrize("depth", [0, 1, 3])
-def test_batched_with_drafts_equals_alone_without(name, dtype, depth):
-    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=depth)
-    assert results(core) == alone(name, dtype)
+def test_batched_with_drafts_equals_alone_without(model, depth):
+    core = model.core(num_tokens=FEW_TOKENS, num_speculative_tokens=depth)
+    assert results(core) == alone(model)
     stats = core.stats()
     assert depth == 0 or 0 < sum(stats.accepted_by_position) < sum(stats.drafted_by_position), "drafts were right and wrong"
 
 
-@pytest.mark.parametrize(("name", "dtype", "chunk", "seqs"), [(*SOME[0], 7, 3), (*SOME[0], 64, 8), (*SOME[1], 100, 5)])
-def test_chunked_prefill_equals_whole(name, dtype, chunk, seqs):
-    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1, max_num_batched_tokens=chunk, max_num_seqs=seqs)
-    assert results(core) == alone(name, dtype)
+@pytest.mark.parametrize(
+    ("model", "chunk", "seqs"), [(SOME[0], 7, 3), (SOME[0], 64, 8), (SOME[1], 100, 5), (SOME[-1], 7, 3), (SOME[-1], 64, 8)]
+)
+def test_chunked_prefill_equals_whole(model, chunk, seqs):
+    core = model.core(num_tokens=FEW_TOKENS, num_speculative_tokens=1, max_num_batched_tokens=chunk, max_num_seqs=seqs)
+    assert results(core) == alone(model)
 
 
-@pytest.mark.parametrize(("name", "dtype"), SOME)
-def test_prefix_cache_equals_cold(name, dtype):
-    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=2)
-    assert results(core) == alone(name, dtype)
+@pytest.mark.parametrize("model", SOME, ids=str)
+def test_prefix_cache_equals_cold(model):
+    core = model.core(num_tokens=FEW_TOKENS, num_speculative_tokens=2)
+    assert results(core) == alone(model)
     outputs = generate(core, prompts(), params())
-    assert [(o.token_ids, o.logprobs) for o in outputs] == alone(name, dtype)
+    assert [(o.token_ids, o.logprobs) for o in outputs] == alone(model)
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
@@ -98,11 +113,9 @@ def preempt_often(core) -> None:
     core.step = step_with_forced_preemption
 
 
-@pytest.mark.parametrize(("name", "dtype", "depth", "caching"), [(*SOME[0], 0, True), (*SOME[1], 3, False)])
-def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
-    core = make_core(
-        name,
-        dtype=dtype,
+@pytest.mark.parametrize(("model", "depth", "caching"), [(SOME[0], 0, True), (SOME[1], 3, False), (SOME[-1], 3, True)])
+def test_preempted_requests_resume_with_the_same_tokens(model, depth, caching):
+    core = model.core(
         num_tokens=FEW_TOKENS,
         num_speculative_tokens=depth,
         enable_prefix_caching=caching,
@@ -110,29 +123,27 @@ def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, cach
         kv_cache_tokens=448,
     )
     preempt_often(core)
-    assert results(core) == alone(name, dtype)
+    assert results(core) == alone(model)
     assert core.stats().num_preemptions > 0
 
 
-@pytest.mark.parametrize(("name", "dtype"), SOME)
-def test_random_company_changes_nothing(name, dtype):
+@pytest.mark.parametrize("model", SOME, ids=str)
+def test_random_company_changes_nothing(model):
     rng = random.Random(5)
-    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=1)
-    everything = list(zip(prompts(), params(), alone(name, dtype), strict=True))
+    core = model.core(num_tokens=FEW_TOKENS, num_speculative_tokens=1)
+    everything = list(zip(prompts(), params(), alone(model), strict=True))
     for _ in range(4):
         chosen = rng.sample(everything, rng.randrange(2, len(everything)))
         outputs = generate(core, [prompt for prompt, _, _ in chosen], [own for _, own, _ in chosen])
         assert [(o.token_ids, o.logprobs) for o in outputs] == [expected for _, _, expected in chosen]
 
 
-@pytest.mark.parametrize(("name", "dtype", "depth"), [(*SOME[0], 2), (*SOME[1], 1)])
-def test_with_fp8_kv_a_request_is_the_same_in_every_company_too(name, dtype, depth):
+@pytest.mark.parametrize(("model", "depth"), [(SOME[0], 2), (SOME[1], 1), (SOME[-1], 3)])
+def test_with_fp8_kv_a_request_is_the_same_in_every_company_too(model, depth):
     """Batched, in chunks, with drafts, preempted, and from the prefix cache; fp8 itself changes the numbers."""
-    expected = alone(name, dtype, "fp8")
-    assert [logprobs for _, logprobs in expected] != [logprobs for _, logprobs in alone(name, dtype)]
-    core = make_core(
-        name,
-        dtype=dtype,
+    expected = alone(model, "fp8")
+    assert [logprobs for _, logprobs in expected] != [logprobs for _, logprobs in alone(model)]
+    core = model.core(
         kv_cache_dtype="fp8",
         num_tokens=FEW_TOKENS,
         num_speculative_tokens=depth,
@@ -163,11 +174,11 @@ class Oracle:
         return drafts
 
 
-@pytest.mark.parametrize(("name", "dtype"), SOME)
-def test_any_proposer_leaves_the_output_unchanged(name, dtype):
-    core = make_core(name, dtype=dtype, num_tokens=FEW_TOKENS, num_speculative_tokens=4)
-    core.proposer = Oracle({f"r{i}": tokens for i, (tokens, _) in enumerate(alone(name, dtype))})
-    assert results(core) == alone(name, dtype)
+@pytest.mark.parametrize("model", SOME, ids=str)
+def test_any_proposer_leaves_the_output_unchanged(model):
+    core = model.core(num_tokens=FEW_TOKENS, num_speculative_tokens=4)
+    core.proposer = Oracle({f"r{i}": tokens for i, (tokens, _) in enumerate(alone(model))})
+    assert results(core) == alone(model)
     accepted = core.stats().accepted_by_position
     assert all(accepted) and accepted == sorted(accepted, reverse=True)
 
@@ -234,7 +245,7 @@ def adjusted_alone() -> list[tuple]:
     prompts_[4] = [*prompts_[4], 1]
     found = []
     for prompt, own in zip(prompts_, adjusted_params(), strict=True):
-        core = make_core(SOME[0][0], num_tokens=FEW_TOKENS, num_speculative_tokens=0, enable_prefix_caching=False, thinking=THINKING)
+        core = make_core(SOME[0].name, num_tokens=FEW_TOKENS, num_speculative_tokens=0, enable_prefix_caching=False, thinking=THINKING)
         (output,) = generate(core, [prompt], own)
         found.append((output.token_ids, output.logprobs, output.finish_reason))
     return found
@@ -245,14 +256,15 @@ def adjusted_alone() -> list[tuple]:
 def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preemption(drafting, preempting):
     depth = {"adaptive": None, "random": 3, "ngram": 3}.get(drafting, drafting)
     core = make_core(
-        SOME[0][0],
+        SOME[0].name,
         num_tokens=FEW_TOKENS,
         thinking=THINKING,
         num_speculative_tokens=None if depth is None else int(depth),
         speculative_method="ngram" if drafting == "ngram" else "mtp",
         **({"prompt_lookup_min": 1, "prompt_lookup_max": 3} if drafting == "ngram" else {}),
-        **({"max_model_len": 192, "kv_cache_tokens": 576} if preempting else {}),
     )
+    if preempting:
+        preempt_often(core)
     if drafting == "random":
         core.depth_policy = RandomDepth()
     if drafting == "ngram":
@@ -264,23 +276,30 @@ def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preempt
     assert not preempting or stats.num_preemptions > 0
 
 
-@pytest.mark.parametrize(("name", "dtype"), SOME)
-def test_entries_that_waited_are_those_written_at_once(name, dtype):
+@pytest.mark.parametrize("model", SOME, ids=str)
+def test_entries_that_waited_are_those_written_at_once(model):
     """After any mixture of depths, complete pages hold bit for bit what they hold when every step drafts."""
 
     def pages_of(core) -> list[torch.Tensor]:
-        held = {}
-        core.scheduler.finish, finish = lambda s: (held.update({s.id: list(s.pages[: s.computed // 64])}), finish(s)), core.scheduler.finish
-        generate(core, prompts(), SamplingParams(max_tokens=130, seed=5))
-        return [layer[torch.tensor(held[f"r{i}"])] for i in range(len(prompts())) for layer in core.runner.kv]
+        held: dict[str, list[torch.Tensor]] = {}  # what a request's pages hold when it ends; then others may take them
+        finish = core.scheduler.finish
 
-    settings = {"dtype": dtype, "num_tokens": FEW_TOKENS, "num_speculative_tokens": 3, "enable_prefix_caching": False}
-    expected = pages_of(make_core(name, **settings))
+        def finish_and_keep(sequence):
+            pages = torch.tensor(sequence.pages[: sequence.computed // 64])
+            held[sequence.id] = [layer[pages] for layer in core.runner.kv]
+            finish(sequence)
+
+        core.scheduler.finish = finish_and_keep
+        generate(core, prompts(), SamplingParams(max_tokens=130, seed=5))
+        return [layer for i in range(len(prompts())) for layer in held[f"r{i}"]]
+
+    settings = {"num_tokens": FEW_TOKENS, "num_speculative_tokens": 3, "enable_prefix_caching": False}
+    expected = pages_of(model.core(**settings))
     for seed in range(2):
-        core = make_core(name, **settings)
+        core = model.core(**settings)
         core.depth_policy = RandomDepth(seed)
         assert all(torch.equal(a, b) for a, b in zip(pages_of(core), expected, strict=True))
-    lazy = make_core(name, **settings)
+    lazy = model.core(**settings)
     lazy.depth_policy.choose = lambda candidates, context: [0] * len(candidates)
     assert all(torch.equal(a, b) for a, b in zip(pages_of(lazy), expected, strict=True))
     assert sum(lazy.stats().drafted_by_position) == 0

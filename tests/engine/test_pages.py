@@ -25,7 +25,7 @@ def test_a_misuse_is_noted_and_changes_nothing(misuse):
     pages = pool.allocate(1)
     pool.release(pages)
     assert pool.balanced and pool.check([]) is None
-    pool.release(pages) if misuse == "release" else pool.publish(pages[0], page_key(root_key(), [1]))
+    pool.release(pages) if misuse == "release" else pool.publish(pages[0], page_key(root_key(), [1]), root_key())
     assert not pool.balanced and f"page {pages[0]} is {misuse}" in pool.check([])
     assert (pool.num_free, pool.num_held, pool.num_cached) == (2, 0, 0)
 

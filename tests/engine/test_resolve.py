@@ -36,6 +36,7 @@ def test_what_was_asked_for_is_taken_and_not_explained():
         kv_cache_tokens=1024,
         deterministic=False,
         threads=3,
+        native_kernels=False,
     )
     resolved, reasons = resolve(asked, NANO, CPU)
     assert reasons == ()
@@ -151,3 +152,18 @@ def test_published_sizes():
     for name, published in (("glm-4.5-air", 110), ("glm-4.5", 358)):
         config = variant(name)
         assert round((num_parameters(config) + 2 * config.vocab_size * config.hidden_size) / 1e9) == published
+
+
+def test_native_kernels_run_where_they_can_and_say_why_where_they_cannot():
+    here = replace(CPU, native_kernels="avx512_bf16")
+    resolved, reasons = resolve(EngineConfig(), NANO, here)
+    assert resolved.native_kernels and resolved.dtype == "bfloat16" and any("avx512_bf16" in line for line in reasons)
+    resolved, _ = resolve(EngineConfig(), NANO, replace(CPU, native_kernels="avx2"))
+    assert resolved.native_kernels and resolved.dtype == "float32"
+    resolved, reasons = resolve(EngineConfig(), NANO, CPU)
+    assert not resolved.native_kernels and any("none were built" in line for line in reasons)
+    resolved, reasons = resolve(EngineConfig(), replace(NANO, head_dim=24), here)
+    assert not resolved.native_kernels and any("shape" in line for line in reasons)
+    with pytest.raises(ConfigError, match="float32 and bfloat16"):
+        resolve(EngineConfig(native_kernels=True, dtype="float16"), NANO, here)
+    assert not resolve(EngineConfig(native_kernels=False), NANO, here)[0].native_kernels
