@@ -28,7 +28,8 @@ def command(
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.", rich_help_panel=_ENGINE)] = "auto",
     max_model_len: Annotated[int | None, typer.Option(help="Longest conversation, in tokens.", rich_help_panel=_ENGINE)] = None,
     num_speculative_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that the MTP layer drafts per step; left out it follows measurements.", rich_help_panel=_ENGINE)
+        int | None,
+        typer.Option(help="Tokens that the MTP layer drafts per step; left out it follows measurements.", rich_help_panel=_ENGINE),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_ENGINE)] = None,
 ) -> None:

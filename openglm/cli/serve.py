@@ -67,7 +67,9 @@ def command(
     ] = True,
     num_speculative_tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens drafted per step; 0 is off, left out it follows measurements.", rich_help_panel=_SPEED, show_default="auto"),
+        typer.Option(
+            help="Tokens drafted per step; 0 is off, left out it follows measurements.", rich_help_panel=_SPEED, show_default="auto"
+        ),
     ] = None,
     speculative_method: Annotated[
         str, typer.Option(help="Who drafts: mtp (the model's own layer) or ngram (prompt lookup).", rich_help_panel=_SPEED)

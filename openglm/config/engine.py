@@ -217,7 +217,9 @@ def _num_drafts(config: EngineConfig, model: ModelConfig, max_num_seqs: int, rea
         if not most:
             reasons.append(f"num_speculative_tokens 0: max_num_batched_tokens leaves no room for drafts of {max_num_seqs} sequences")
             return 0
-    reasons.append(f"num_speculative_tokens 0 to {most}: the depth follows measured acceptance and time; deeper drafts are hardly ever right")
+    reasons.append(
+        f"num_speculative_tokens 0 to {most}: the depth follows measured acceptance and time; deeper drafts are hardly ever right"
+    )
     return most
 
 

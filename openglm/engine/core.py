@@ -208,9 +208,7 @@ class EngineCore:
     def reset_stats(self) -> None:
         """Start counting anew."""
         depth = self.config.num_speculative_tokens
-        self._stats = EngineStats(
-            drafted_by_position=[0] * depth, accepted_by_position=[0] * depth, drafts_by_depth=[0] * (depth + 1)
-        )
+        self._stats = EngineStats(drafted_by_position=[0] * depth, accepted_by_position=[0] * depth, drafts_by_depth=[0] * (depth + 1))
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""

@@ -199,7 +199,8 @@ class AdaptiveDepth:
         rate = max(count * sum(uniform[: d + 1]) / cost[d] for d in range(self.max_depth + 1))
         # What a draft at each depth must be worth: the tokens that could have been made in the time it adds.
         worth = [
-            rate * (max(0.0, times[j] - times[j - 1]) / count + self._pass_times[j > 1].slope(count, self._fallback_pass(times))) for j in depths
+            rate * (max(0.0, times[j] - times[j - 1]) / count + self._pass_times[j > 1].slope(count, self._fallback_pass(times)))
+            for j in depths
         ]
         limits = [_limit(own, worth, candidate.room) for own, candidate in zip(survival, candidates, strict=True)]
         drafting = [sum(limit >= j for limit in limits) for j in depths]

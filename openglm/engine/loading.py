@@ -72,7 +72,9 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
             wrong = what_is_wrong(model, tokenizer, max_tokens=resolved.max_model_len)
             if wrong is not None:
                 logger.warning(
-                    "speculation is off: the MTP layer of %s does not work (%s); num_speculative_tokens 1 uses it all the same", directory, wrong
+                    "speculation is off: the MTP layer of %s does not work (%s); num_speculative_tokens 1 uses it all the same",
+                    directory,
+                    wrong,
                 )
                 resolved = replace(resolved, num_speculative_tokens=0, adaptive_drafts=False)
                 reasons = (*reasons, f"num_speculative_tokens 0 after all: {wrong}")

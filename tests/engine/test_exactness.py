@@ -79,6 +79,20 @@ def test_prefix_cache_equals_cold(name, dtype):
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
+def force_preemptions(core) -> None:
+    """Everything is preempted in every seventh step."""
+    step, count = core.step, 0
+
+    def step_with_forced_preemption():
+        nonlocal count
+        count += 1
+        if count % 7 == 0:
+            core.scheduler.preempt_all()
+        return step()
+
+    core.step = step_with_forced_preemption
+
+
 @pytest.mark.parametrize(("name", "dtype", "depth", "caching"), [(*SOME[0], 0, True), (*SOME[1], 3, False)])
 def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, caching):
     core = make_core(
@@ -90,17 +104,7 @@ def test_preempted_requests_resume_with_the_same_tokens(name, dtype, depth, cach
         max_model_len=192,
         kv_cache_tokens=448,
     )
-    forced = core.scheduler.preempt_all
-    step, count = core.step, 0
-
-    def step_with_forced_preemption():
-        nonlocal count
-        count += 1
-        if count % 7 == 0:
-            forced()
-        return step()
-
-    core.step = step_with_forced_preemption
+    force_preemptions(core)
     assert results(core) == alone(name, dtype)
     assert core.stats().num_preemptions > 0
 
@@ -210,7 +214,7 @@ def adjusted_alone() -> list[tuple]:
 
 
 @pytest.mark.parametrize("drafting", ["0", "1", "3", "adaptive", "random", "ngram"])
-@pytest.mark.parametrize("preempting", [False, True])
+@pytest.mark.parametrize("preempting", [False, True], ids=["calm", "preempting"])
 def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preemption(drafting, preempting):
     depth = {"adaptive": None, "random": 3, "ngram": 3}.get(drafting, drafting)
     core = make_core(
@@ -220,8 +224,10 @@ def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preempt
         num_speculative_tokens=None if depth is None else int(depth),
         speculative_method="ngram" if drafting == "ngram" else "mtp",
         **({"prompt_lookup_min": 1, "prompt_lookup_max": 3} if drafting == "ngram" else {}),
-        **({"max_model_len": 192, "kv_cache_tokens": 576} if preempting else {}),
+        **({"max_model_len": 192, "kv_cache_tokens": 1024} if preempting else {}),
     )
+    if preempting:
+        force_preemptions(core)
     if drafting == "random":
         core.depth_policy = RandomDepth()
     if drafting == "ngram":
