@@ -252,7 +252,7 @@ def adjusted_alone() -> list[tuple]:
 
 
 @pytest.mark.parametrize("drafting", ["0", "1", "3", "adaptive", "random", "ngram"])
-@pytest.mark.parametrize("preempting", [False, True])
+@pytest.mark.parametrize("preempting", [False, True], ids=["calm", "preempting"])
 def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preemption(drafting, preempting):
     depth = {"adaptive": None, "random": 3, "ngram": 3}.get(drafting, drafting)
     core = make_core(
@@ -262,6 +262,7 @@ def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preempt
         num_speculative_tokens=None if depth is None else int(depth),
         speculative_method="ngram" if drafting == "ngram" else "mtp",
         **({"prompt_lookup_min": 1, "prompt_lookup_max": 3} if drafting == "ngram" else {}),
+        **({"max_model_len": 192, "kv_cache_tokens": 1024} if preempting else {}),
     )
     if preempting:
         preempt_often(core)
