@@ -59,12 +59,13 @@ class GrammarCompiler:
     """Thread and child start with the first constraint. `submit` and `wait` belong to the engine's thread."""
 
     def __init__(self, vocabulary: Vocabulary, *, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
-        self._timeout_s = timeout_s
         self._vocabulary = vocabulary
         self._cache: OrderedDict[Constraint, Compilation] = OrderedDict()
         self._jobs: queue.SimpleQueue[tuple[Constraint, Compilation] | None] = queue.SimpleQueue()
         self._progress = threading.Condition()
+        self._trial = _Trial(vocabulary, timeout_s)
         self._thread: threading.Thread | None = None
+        self._stop: weakref.finalize[..., GrammarCompiler] | None = None
 
     def submit(self, constraint: Constraint) -> Compilation:
         """The compilation of a constraint, begun now if it is not known."""
@@ -91,18 +92,17 @@ class GrammarCompiler:
             size -= len(constraint.text)
 
     def _start(self) -> None:
-        trial = _Trial(self._vocabulary, self._timeout_s)
         previous = threading.stack_size(_STACK_BYTES)
         try:
-            arguments = (self._jobs, trial, self._vocabulary, self._progress)
+            arguments = (self._jobs, self._trial, self._vocabulary, self._progress)
             self._thread = threading.Thread(target=_work, args=arguments, name="grammar compiler", daemon=True)
             self._thread.start()
         finally:
             threading.stack_size(previous)
-        weakref.finalize(self, _stop, self._jobs, trial, self._thread)
+        self._stop = weakref.finalize(self, _end, self._jobs, self._trial, self._thread)
 
 
-def _stop(jobs: queue.SimpleQueue[Any], trial: _Trial, thread: threading.Thread) -> None:
+def _end(jobs: queue.SimpleQueue[Any], trial: _Trial, thread: threading.Thread) -> None:
     jobs.put(None)
     trial.end()
     if threading.current_thread() is not thread:  # garbage is collected by any thread

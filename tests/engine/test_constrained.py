@@ -74,7 +74,7 @@ def run_tools(count, first_seed=0, **settings):
     for i, (tools, _, one_call) in enumerate(cases):
         constraint = Constraint("lark", calls_grammar(tools, one_call=one_call), reads_calls=True)
         # The likeliest end of a turn is made likelier, or a random model would make all the calls it may.
-        params.append(sampled(constraint, i, thinking_budget=4, logit_bias={tokenizer().observation: 8.0}))
+        params.append(sampled(constraint, i, thinking_budget=4, logit_bias={tokenizer().observation: 30.0}))
     outputs = generate(make_core(**settings), [prompt(start) for _, start, _ in cases], params)
     cut = 0
     for (tools, start, one_call), output in zip(cases, outputs, strict=True):
