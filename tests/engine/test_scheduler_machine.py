@@ -120,9 +120,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def forget(self):
         self.sim.forget()
 
-    @rule(version=st.integers(0, 2))
-    def change_weights(self, version):
+    @rule(version=st.integers(0, 1), recompute=st.booleans())
+    def change_weights(self, version, recompute):
         self.scheduler.set_weight_version(version)
+        if recompute:
+            self.preempt_all()
 
     @rule()
     def rebuild(self):
