@@ -23,7 +23,7 @@ class LiveServer:
 
     def __init__(self, directory, config: ServerConfig | None = None, **engine) -> None:
         self._config = config or ServerConfig(served_model_names=("scripted", "alias"))
-        self._engine = EngineConfig(model=str(directory), threads=1, **engine)
+        self._engine = EngineConfig(model=str(directory), **{"threads": 1, "num_speculative_tokens": 1, **engine})
         self._directory = directory
         self._started: Future[None] = Future()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._live()), name="live server")
