@@ -17,7 +17,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -49,8 +49,7 @@ CHECK_EVERY_STEPS = 256
 COMPILE_WAIT_S = 0.005  # how long a step waits for a grammar when there is nothing else to do; messages are read in between
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What one sequence gets out of a step: its new tokens, and whether and why it ends."""
 
     span: Span

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,8 +32,7 @@ KV_DTYPES: dict[KVCacheDType, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """One sequence's part of a batch: rows `first_row` to `first_row + num_rows`, positions from `start` on.
 
     The last `num_logits` rows (the newest token and its drafts) decide what comes next; 0 inside a prompt.
