@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 MODEL ?=
 
-.PHONY: setup serve chat test test-slow test-exactness check format nano lock clean
+.PHONY: setup serve chat test test-slow test-openai-2 test-exactness check format nano lock clean
 
 setup: $(READY)  ## virtual environment with the locked versions
 
@@ -33,6 +33,11 @@ test-slow: $(READY)  ## every test but the exactness matrix, also those that nee
 
 test-exactness: $(READY)  ## the engine's bitwise matrix; ARGS="--last-failed" or ARGS="-k preempted-bfloat16" runs a part
 	$(BIN)/pytest -m exactness tests/engine/test_exactness_matrix.py $(ARGS)
+
+test-openai-2: $(READY)  ## the client tests with version 2 of the openai package (the lock holds version 3)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/openai-2 'openai==2.*' distro jiter sniffio tqdm
+	PYTHONPATH=build/openai-2 $(BIN)/python -c 'import openai; print("openai", openai.__version__); assert openai.__version__.startswith("2.")'
+	PYTHONPATH=build/openai-2 $(BIN)/pytest tests/server/test_openai_client.py
 
 check: $(READY)  ## lint, types, layering, spelling
 	$(BIN)/ruff check .

@@ -62,6 +62,14 @@ struct AttentionBatch {
     int64_t table_stride;
 };
 
+// The MTP layer. Embedding, norms and RoPE table [positions, rotary_dim] belong to the caller.
+struct Mtp {
+    const void *embedding, *enorm, *hnorm, *norm;
+    const float* rope;
+    Linear *eh, *head;
+    const Layer* layer;
+};
+
 struct Kernels {
     const char* name;
     // out [rows, n] = x [rows, k] @ weight.T + bias (+ residual); x, out and residual share `dtype` and are dense.
@@ -83,6 +91,12 @@ struct Kernels {
     void (*highest)(const float* x, int rows, int64_t stride, int n, float* values, int64_t* places);
     // x [T, H] becomes the layer's output, in place.
     void (*decoder_layer)(const Layer&, void* x, int tokens, const float* rope, const int64_t* slots, const Pages&, const AttentionBatch&, DType);
+    // Stores the MTP layer's KV of hidden [T, H] and the tokens behind them; see mtp.inc.
+    void (*mtp_write_kv)(const Mtp&, const int64_t* tokens, const void* hidden, int rows, const int64_t* positions, const int64_t* slots,
+                         const Pages&, DType);
+    // Chains drafts of several sequences; see mtp.inc.
+    void (*mtp_draft)(const Mtp&, const int64_t* tokens, const void* hidden, int sequences, const int64_t* positions, const int64_t* depths,
+                      int num_tokens, const Pages&, const int64_t* page_table, int64_t table_stride, int64_t* drafted, float* logits_of, DType);
 };
 
 const Kernels* avx512_kernels();

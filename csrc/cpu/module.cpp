@@ -19,6 +19,7 @@ const Kernels* active = nullptr;
 constexpr const char* kLinear = "openglm.linear";
 constexpr const char* kExperts = "openglm.experts";
 constexpr const char* kLayer = "openglm.layer";
+constexpr const char* kMtp = "openglm.mtp";
 constexpr int kMaxExperts = 1024;
 
 // Reads the next positional argument; after a failure (a Python error is set) everything reads as zero.
@@ -247,6 +248,38 @@ PyObject* pack_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return PyCapsule_New(new OwnedLayer{layer, parts}, kLayer, free_layer);
 }
 
+struct OwnedMtp {
+    Mtp mtp;
+    PyObject* owner;  // keeps the capsules alive
+};
+
+void free_mtp(PyObject* capsule) {
+    auto* owned = static_cast<OwnedMtp*>(PyCapsule_GetPointer(capsule, kMtp));
+    Py_DECREF(owned->owner);
+    delete owned;
+}
+
+// pack_mtp((eh, layer, head), embedding, enorm, hnorm, norm, rope) -> capsule. The tensors behind the addresses stay the caller's.
+PyObject* pack_mtp(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    PyObject* parts = a.object();
+    Mtp mtp{};
+    mtp.embedding = a.address<const void>();
+    mtp.enorm = a.address<const void>();
+    mtp.hnorm = a.address<const void>();
+    mtp.norm = a.address<const void>();
+    mtp.rope = a.address<const float>();
+    if (!a.failed() && PyTuple_Size(parts) != 3) a.fail("an MTP layer has three parts");
+    if (a.failed()) return nullptr;
+    mtp.eh = static_cast<Linear*>(PyCapsule_GetPointer(PyTuple_GetItem(parts, 0), kLinear));
+    auto* owned = static_cast<OwnedLayer*>(PyCapsule_GetPointer(PyTuple_GetItem(parts, 1), kLayer));
+    mtp.head = static_cast<Linear*>(PyCapsule_GetPointer(PyTuple_GetItem(parts, 2), kLinear));
+    if (!mtp.eh || !owned || !mtp.head) return nullptr;
+    mtp.layer = &owned->layer;
+    Py_INCREF(parts);
+    return PyCapsule_New(new OwnedMtp{mtp, parts}, kMtp, free_mtp);
+}
+
 PyObject* linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
     Arguments a(items, count, 6);
     auto* w = a.capsule<Linear>(kLinear);
@@ -363,6 +396,41 @@ PyObject* decoder_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->decoder_layer(owned->layer, x, tokens, rope, slots, pages, batch, dtype); });
 }
 
+// (mtp, tokens, hidden, rows, positions, slots, pages x 5, dtype)
+PyObject* mtp_write_kv(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 12);
+    auto* owned = a.capsule<OwnedMtp>(kMtp);
+    const int64_t* tokens = a.address<const int64_t>();
+    const void* hidden = a.address<const void>();
+    const int rows = a.number();
+    const int64_t* positions = a.address<const int64_t>();
+    const int64_t* slots = a.address<const int64_t>();
+    const Pages pages = pages_of(a);
+    const DType dtype = a.dtype();
+    return run(a, [&] { active->mtp_write_kv(owned->mtp, tokens, hidden, rows, positions, slots, pages, dtype); });
+}
+
+// (mtp, tokens, hidden, sequences, positions, depths, num_tokens, pages x 5, page_table, table_stride, drafted, logits, dtype)
+PyObject* mtp_draft(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 17);
+    auto* owned = a.capsule<OwnedMtp>(kMtp);
+    const int64_t* tokens = a.address<const int64_t>();
+    const void* hidden = a.address<const void>();
+    const int sequences = a.number();
+    const int64_t* positions = a.address<const int64_t>();
+    const int64_t* depths = a.address<const int64_t>();
+    const int num_tokens = a.number();
+    const Pages pages = pages_of(a);
+    const int64_t* page_table = a.address<const int64_t>();
+    const long long stride = a.integer();
+    int64_t* drafted = a.address<int64_t>();
+    float* logits = a.address<float>();
+    const DType dtype = a.dtype();
+    return run(a, [&] {
+        active->mtp_draft(owned->mtp, tokens, hidden, sequences, positions, depths, num_tokens, pages, page_table, stride, drafted, logits, dtype);
+    });
+}
+
 // (q, q_heads, pages x 5, requests, query_starts, kv_lengths, page_table, table_stride, scale, out, dtype)
 PyObject* attention(PyObject*, PyObject* const* items, Py_ssize_t count) {
     Arguments a(items, count, 15);
@@ -445,6 +513,9 @@ PyMethodDef methods[] = {
     FAST(pack_linear),
     FAST(pack_experts),
     FAST(pack_layer),
+    FAST(pack_mtp),
+    FAST(mtp_write_kv),
+    FAST(mtp_draft),
     FAST(decoder_layer),
     FAST(linear),
     FAST(linear_f32),

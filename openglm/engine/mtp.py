@@ -76,7 +76,11 @@ class MTPProposer:
         drafts: list[list[int] | None] = [[] for _ in settled]
         wanting = [i for i, item in enumerate(settled) if item.depth > 0]
         if wanting:
-            self._chain(settled, wanting, hidden, drafts, None if caught_up else start)
+            layer = self._runner.model.mtp
+            if layer is not None and layer.packed is not None:
+                self._chain_at_once(layer.packed, settled, wanting, hidden, drafts, None if caught_up else start)
+            else:
+                self._chain(settled, wanting, hidden, drafts, None if caught_up else start)
         return drafts
 
     def _settle(self, settled: Seq[Settled], hidden: Tensor) -> bool:
@@ -150,3 +154,38 @@ class MTPProposer:
             if started is not None and observer is not None:
                 observer.observe_pass(step, len(wanting), now - started)
             started = now
+
+    def _chain_at_once(
+        self,
+        layer: ops.PackedMTP,
+        settled: Seq[Settled],
+        wanting: list[int],
+        hidden: Tensor,
+        drafts: list[list[int] | None],
+        started: float | None,
+    ) -> None:
+        """`_chain` as one call of the native kernels; a pass is taken to cost its share of the whole."""
+        runner, observer = self._runner, self._observer
+        wanting = sorted(wanting, key=lambda i: -settled[i].depth)
+        items = [settled[i] for i in wanting]
+        rows = torch.tensor([item.first_row + item.num_rows - 1 for item in items])
+        chains, logits = layer.draft(
+            tokens=[item.sequence.tokens[-1] for item in items],
+            hidden=hidden[rows],
+            positions=[item.start + item.num_rows - 1 for item in items],
+            depths=[item.depth for item in items],
+            page_table=runner.page_table([item.sequence for item in items]),
+            kv=runner.kv[-1],
+            num_tokens=self._num_tokens,
+        )
+        for i, item, chain, values in zip(wanting, items, chains, logits, strict=True):
+            sound = all(math.isfinite(value) for value in values[: item.depth])
+            drafts[i] = chain[: item.depth] if sound else None
+        if observer is None:
+            return
+        if started is None:
+            observer.observe_catch_up()
+            return
+        share = (self._clock() - started) / items[0].depth
+        for depth in range(items[0].depth):
+            observer.observe_pass(depth, sum(item.depth > depth for item in items), share)

@@ -98,7 +98,7 @@ class Runner:
         attention = PagedBatch(
             query_starts=(0, *(span.first_row + span.num_rows for span in spans)),
             kv_lengths=tuple(span.start + span.num_rows for span in spans),
-            page_table=self._page_table([span.sequence for span in spans]),
+            page_table=self.page_table([span.sequence for span in spans]),
             slots=packed[2],
             kv=self.kv,
         )
@@ -131,7 +131,7 @@ class Runner:
         if transfers:
             self._host.apply(transfers)
 
-    def _page_table(self, sequences: Seq[Sequence]) -> Tensor:
+    def page_table(self, sequences: Seq[Sequence]) -> Tensor:
         """Rows [R, pages] of the sequences, up to date and as wide as the longest needs."""
         width = 0
         for sequence in sequences:

@@ -248,7 +248,7 @@ class DecoderLayer(nn.Module):
         out: Tensor = self.mlp(self.post_attention_layernorm(x, ctx), x, ctx)
         return out
 
-    def pack(self) -> None:
+    def pack(self) -> ops.PackedLayer:
         """Move every matrix of the layer into native layout, one after another."""
         attention, config = self.self_attn, self.config
         self.packed = ops.PackedLayer(
@@ -265,6 +265,7 @@ class DecoderLayer(nn.Module):
             head_dim=config.head_dim,
             rotary_dim=config.rotary_dim,
         )
+        return self.packed
 
     def _run_packed(self, packed: ops.PackedLayer, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         batch = ctx.attention

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from openglm import ops
 from openglm.config import ModelConfig
-from openglm.model.context import ForwardContext
+from openglm.model.context import ForwardContext, PagedBatch
 from openglm.model.layers import DecoderLayer, Linear, Placement, RMSNorm, Router
 
 
@@ -30,6 +30,7 @@ class MTPLayer(nn.Module):
         self.eh_proj = Linear(2 * h, h, place)
         self.layer = DecoderLayer(config, config.num_hidden_layers, place)
         self.norm = RMSNorm(h, eps, place)
+        self.packed: ops.PackedMTP | None = None
 
     def forward(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """embedded [T, H] of the next tokens, hidden [T, H] of the present ones -> [T, H] after the layer's own norm."""
@@ -90,6 +91,10 @@ class GlmModel(nn.Module):
         """The part of `mtp_forward` that later positions depend on: the KV entries of positions that draft nothing themselves."""
         if self.mtp is None:
             raise ValueError("this model has no MTP layer")
+        batch = ctx.attention
+        if self.mtp.packed is not None and isinstance(batch, PagedBatch):
+            self.mtp.packed.write_kv(next_tokens, hidden, ctx.positions, batch.slots, batch.kv[self.mtp.layer.self_attn.layer])
+            return
         self.mtp.write_kv(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
 
     def logits(self, hidden: Tensor, *, row_tile: int | None = None) -> Tensor:
@@ -112,10 +117,18 @@ class GlmModel(nn.Module):
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             layer.pack()
-        self.lm_head.pack()
+        head = self.lm_head.pack()
         if self.mtp is not None:
-            self.mtp.eh_proj.pack()
-            self.mtp.layer.pack()
+            self.mtp.packed = ops.PackedMTP(
+                eh=self.mtp.eh_proj.pack(),
+                layer=self.mtp.layer.pack(),
+                head=head,
+                embedding=self.embed_tokens,
+                enorm=self.mtp.enorm.weight,
+                hnorm=self.mtp.hnorm.weight,
+                norm=self.mtp.norm.weight,
+                rope=self.rope,
+            )
         return self
 
     @torch.no_grad()

@@ -277,6 +277,49 @@ def test_a_token_that_is_not_finite_comes_out_of_the_experts_so_and_spoils_no_ot
     assert torch.equal(out[[0, 1, 3, 4]], clean[[0, 1, 3, 4]])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["tiny-air", "tiny-355b"])
+@torch.inference_mode()
+def test_a_chain_of_drafts_is_that_of_one_pass_after_another(dtype, name):
+    config = variant(name)
+    model = GlmModel(config, dtype=dtype).init_weights(5).pack()
+    kv = [made(6, 2, config.num_key_value_heads, PAGE_SIZE, config.head_dim, dtype=dtype) for _ in range(config.num_kv_layers)]
+    other = [layer.clone() for layer in kv]
+    table, positions, tokens, depths = torch.tensor([[3, 1], [0, 5], [2, 4]]), [61, 5, 100], [7, 8, 9], [5, 3, 1]
+    hidden = made(3, config.hidden_size, dtype=dtype)
+    assert model.mtp is not None and model.mtp.packed is not None
+    chains, _ = model.mtp.packed.draft(
+        tokens=tokens, hidden=hidden, positions=positions, depths=depths, page_table=table, kv=kv[-1], num_tokens=300
+    )
+    expected: list[list[int]] = [[], [], []]
+    for r in range(3):
+        state, token = hidden[r : r + 1], tokens[r]
+        for step in range(depths[r]):
+            at = positions[r] + step
+            slot = torch.tensor([int(table[r, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE])
+            batch = PagedBatch((0, 1), (at + 1,), table[r : r + 1], slot, other)
+            state = model.mtp_forward(torch.tensor([token]), state, ForwardContext(torch.tensor([at]), batch, native=True))
+            token = int(model.logits(state)[0, :300].argmax())
+            expected[r].append(token)
+    assert [chain[:depth] for chain, depth in zip(chains, depths, strict=True)] == expected
+    assert torch.equal(kv[-1], other[-1])
+    with pytest.raises(ValueError, match="outside pages"):
+        model.mtp.packed.draft(tokens=[1], hidden=hidden[:1], positions=[126], depths=[3], page_table=table[:1], kv=kv[-1], num_tokens=300)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_entries_written_alone_are_those_of_the_whole_layer(dtype):
+    config = variant("tiny-355b")
+    model = GlmModel(config, dtype=dtype).init_weights(5).pack()
+    kv = [torch.zeros(2, 2, config.num_key_value_heads, PAGE_SIZE, config.head_dim, dtype=dtype) for _ in range(config.num_kv_layers)]
+    other = [layer.clone() for layer in kv]
+    positions, tokens, hidden = torch.arange(70), torch.arange(70) * 3, made(70, config.hidden_size, dtype=dtype)
+    for pages, run in ((kv, model.mtp_write_kv), (other, model.mtp_forward)):
+        run(tokens, hidden, ForwardContext(positions, PagedBatch((0, 70), (70,), torch.tensor([[0, 1]]), positions, pages), native=True))
+    assert kv[-1].any() and torch.equal(kv[-1], other[-1])
+
+
 def test_wrong_tensors_are_refused_before_an_address_leaves_python():
     packed = PackedLinear(made(8, 16, dtype=torch.float32))
     with pytest.raises(ValueError, match="rows of 16"):

@@ -215,6 +215,93 @@ class PackedLayer:
         return x
 
 
+class PackedMTP:
+    """The MTP layer: its KV entries, and a chain of drafts for several sequences as one call."""
+
+    __slots__ = ("_kept", "embedding", "handle", "head", "layer", "rope")
+
+    def __init__(
+        self,
+        *,
+        eh: PackedLinear,
+        layer: PackedLayer,
+        head: PackedLinear,
+        embedding: Tensor,
+        enorm: Tensor,
+        hnorm: Tensor,
+        norm: Tensor,
+        rope: Tensor,
+    ) -> None:
+        """embedding [V, H] and norms [H] have the dtype of the activations; rope [positions, 2, rotary_dim / 2] fp32 is the whole table."""
+        hidden = layer.hidden_size
+        if eh.in_features != 2 * hidden or head.in_features != hidden or 2 * rope.shape[2] != layer.rotary_dim:
+            raise ValueError(f"projections from {eh.in_features} and {head.in_features} do not fit a layer of width {hidden}")
+        self.layer, self.head = layer, head
+        self.embedding, self.rope = embedding.detach(), rope
+        self._kept = tuple(t.detach() for t in (enorm, hnorm, norm))
+        table, first, second, last = (_like(t, t, dtype=embedding.dtype) for t in (self.embedding, *self._kept))
+        self.handle = _native.pack_mtp((eh.handle, layer.handle, head.handle), table, first, second, last, _dense(rope, torch.float32))
+
+    def write_kv(self, tokens: Tensor, hidden: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
+        """Store keys and values of hidden [T, H] with the token [T] behind each, at positions [T] and slots [T]."""
+        hidden = _rows(hidden, self.layer.hidden_size)
+        rows = hidden.shape[0]
+        if tokens.shape[0] != rows or positions.shape[0] != rows or slots.shape[0] != rows:
+            raise ValueError(f"{tokens.shape[0]} tokens and {positions.shape[0]} positions do not fit {rows} hidden states")
+        ids, at, places = (_dense(x, torch.int64) for x in (tokens, positions, slots))
+        _native.mtp_write_kv(self.handle, ids, self._states(hidden), rows, at, places, *_pages(kv), _code(hidden))
+
+    def draft(
+        self,
+        *,
+        tokens: Sequence[int],
+        hidden: Tensor,
+        positions: Sequence[int],
+        depths: Sequence[int],
+        page_table: Tensor,
+        kv: KVLayer,
+        num_tokens: int,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """Drafts of R sequences and the logit of each: the arg max at depth 1, and from then on of the layer chained on its own output.
+
+        Sequence r goes on from tokens[r] and hidden[r] [R, H] at positions[r]; `depths` must fall. Writes KV at those and the next
+        positions, for which page_table [R, pages] must have pages. Ids from `num_tokens` on are never drafted.
+        """
+        rows, most = len(tokens), depths[0]
+        last = max(position + depth for position, depth in zip(positions, depths, strict=True))
+        if hidden.shape != (rows, self.layer.hidden_size) or page_table.shape[0] != rows or page_table.stride(1) != 1:
+            raise ValueError(f"hidden states {tuple(hidden.shape)} and page table {tuple(page_table.shape)} are not of {rows} sequences")
+        if list(depths) != sorted(depths, reverse=True) or depths[-1] < 1 or num_tokens > self.head.out_features:
+            raise ValueError(f"depths {list(depths)} must fall and be at least 1")
+        if last > min(self.rope.shape[0], 64 * page_table.shape[1]) or min(tokens) < 0 or max(tokens) >= self.embedding.shape[0]:
+            raise ValueError(f"positions up to {last} or the tokens lie outside pages or vocabulary")
+        given = torch.tensor((tokens, positions, depths))
+        drafted, logits = torch.zeros(rows, most, dtype=torch.int64), torch.zeros(rows, most)
+        hidden = hidden.contiguous()
+        start, row = given.data_ptr(), 8 * rows
+        _native.mtp_draft(
+            self.handle,
+            start,
+            self._states(hidden),
+            rows,
+            start + row,
+            start + 2 * row,
+            num_tokens,
+            *_pages(kv),
+            page_table.data_ptr(),
+            page_table.stride(0),
+            drafted.data_ptr(),
+            logits.data_ptr(),
+            _code(hidden),
+        )
+        return drafted.tolist(), logits.tolist()
+
+    def _states(self, hidden: Tensor) -> int:
+        if hidden.dtype != self.embedding.dtype:
+            raise ValueError(f"the layer computes in {self.embedding.dtype}, not in {hidden.dtype}")
+        return hidden.data_ptr()
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`: x [T, D], weight [D] of the same dtype -> [T, D]."""
     x = _rows(x, weight.shape[0])
@@ -359,6 +446,7 @@ __all__: Sequence[str] = [
     "PackedLayer",
     "PackedLinear",
     "PackedMLP",
+    "PackedMTP",
     "available",
     "highest",
     "paged_attention",

@@ -30,6 +30,44 @@ def pack_layer(
     k_norm: int,
     /,
 ) -> CapsuleType: ...
+def pack_mtp(
+    parts: tuple[CapsuleType, CapsuleType, CapsuleType], embedding: int, enorm: int, hnorm: int, norm: int, rope: int, /
+) -> CapsuleType: ...
+def mtp_write_kv(
+    mtp: CapsuleType,
+    tokens: int,
+    hidden: int,
+    rows: int,
+    positions: int,
+    slots: int,
+    pages: int,
+    scales: int,
+    pages_dtype: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: int,
+    /,
+) -> None: ...
+def mtp_draft(
+    mtp: CapsuleType,
+    tokens: int,
+    hidden: int,
+    sequences: int,
+    positions: int,
+    depths: int,
+    num_tokens: int,
+    pages: int,
+    scales: int,
+    pages_dtype: int,
+    kv_heads: int,
+    head_dim: int,
+    page_table: int,
+    table_stride: int,
+    drafted: int,
+    logits: int,
+    dtype: int,
+    /,
+) -> None: ...
 def decoder_layer(
     layer: CapsuleType,
     x: int,
