@@ -168,6 +168,7 @@ class Simulation:
         before = sequence.num_published
         self.scheduler.publish(sequence, sequence.computed)
         if sequence.num_published > before:
+            assert sequence.healthy
             content, offered = self._contents[sequence.id].slots, sequence.num_published * PAGE
             assert content[:offered] == self._fingerprints(sequence, 0, offered, None)
             for index in range(before, sequence.num_published):

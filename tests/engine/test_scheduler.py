@@ -181,6 +181,21 @@ def test_a_new_version_of_the_weights_finds_nothing_and_the_old_one_everything_a
     assert outcomes == ["cold", "cold", "full", "full"]
 
 
+def test_a_request_that_waited_for_pages_while_the_weights_changed_does_not_use_old_prefixes():
+    sim = Simulation(Scheduler(limits(max_num_batched_tokens=64)))
+    sim.add(list(range(9)), 1)
+    sim.drain()
+    large = sim.add([7] * 50, 4)
+    sim.step()
+    waiting = sim.add(list(range(9)), 1)
+    sim.step()
+    assert waiting.row < 0 and waiting.keys, "its prefix was looked up, but there was no room"
+    sim.scheduler.set_weight_version(1)
+    sim.end(large)
+    sim.drain()
+    assert (waiting.num_cached, waiting.cache_outcome) == (0, "cold")
+
+
 @pytest.mark.parametrize("change", ["version", "forget"])
 def test_a_request_that_saw_a_change_of_weights_offers_nothing_until_it_is_recomputed(change):
     sim = Simulation(Scheduler(limits()))
