@@ -1,8 +1,7 @@
 """Words that no list holds, so that copying is learned instead of a vocabulary.
 
 A byte-level BPE leaves tokens that occur in training only inside longer tokens; a held-out word that is cut into such a token would
-meet an embedding that was never trained. Training words are therefore also glued together from the beginnings and ends of
-other words, and from all common Han characters; the held-out side keeps to pronounceable syllables.
+meet an embedding that was never trained. Training words are therefore also glued together from pieces of other words, and from all common Han characters; the held-out side keeps to pronounceable syllables.
 """
 
 from __future__ import annotations
@@ -45,11 +44,12 @@ def _spoken(rng: random.Random) -> str:
 
 
 def _glued(rng: random.Random) -> str:
-    """The beginning or end of one word and of another."""
+    """A piece of one word and of another."""
     parts = []
     for _ in range(rng.choice((2, 2, 3))):
         word, length = rng.choice(_known_words()), rng.randrange(2, 7)
-        parts.append(word[:length] if rng.random() < 0.5 else word[-length:])
+        start = rng.randrange(max(1, len(word) - length + 1))
+        parts.append(word[start : start + length])
     return "".join(parts)
 
 
@@ -57,7 +57,7 @@ def _glued(rng: random.Random) -> str:
 def _known_words() -> tuple[str, ...]:
     words = WORDS["train"]
     english = [*(n.en for n in words.nouns), *(label[0] for label in words.labels), *(v.en for v in VERBS), *words.plain]
-    english += [*(city[0] for city in words.cities), *words.people, *_TEMPLATE_WORDS]
+    english += [*(city[0] for city in words.cities), *words.people, *_TEMPLATE_WORDS, *_CATALOGUE_WORDS]
     return tuple(sorted({part.lower() for phrase in english for part in phrase.split() if len(part) > 2}))
 
 
@@ -80,6 +80,15 @@ _TEMPLATE_WORDS = tuple(
     """
 functions parameters properties description required additional arguments signatures provided following format object string
 integer number boolean array enum items query assist within output
+""".split()
+)
+# Words of catalogue and answers that no list holds: else each would be a token that is only ever met in one place.
+_CATALOGUE_WORDS = tuple(
+    """
+body value subject title recipient address symbol ticker expression expr input current lookup timezone search query results result translate
+translation translator content target mail status stock quote change remind reminder create task alarm currency converter source flight
+arrival departure play music song light room read file path filename list directory execute shell command output random minimum maximum
+number news latest topic weather temperature condition humidity wind send error found invalid missing unknown permission denied timeout
 """.split()
 )
 _ONSETS = (*"bdfghjklmnprstvwz", "bl", "br", "cr", "dr", "fl", "gr", "kl", "pl", "pr", "sh", "st", "th", "tr", "qu", "zh")

@@ -17,6 +17,7 @@ from openglm.synth.catalog import Entry, catalogue_request, catalogue_tool
 from openglm.synth.episode import Episode, reply
 from openglm.synth.invention import invented_label
 from openglm.synth.lexicon import VERBS, WORDS
+from openglm.synth.open_tools import open_request
 from openglm.synth.smalltalk import small_talk
 from openglm.synth.split import Split
 from openglm.synth.toolset import Request, ToolSpec, compose_request, compose_tool, distractors, draw_noun
@@ -28,6 +29,7 @@ NOT_NEEDED: dict[Language, str] = {"en": "No tool needed.", "zh": "不需要工�
 
 _NUM_TOOLS = (1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
 _CATALOGUE_SHARE = {"train": 0.22, "heldout": 0.15}
+_OPEN_SHARE = 0.18  # of training requests: natural words about any noun
 _THINKING_SHARE = 0.8
 
 
@@ -186,6 +188,8 @@ def _drawn_fields(rng: random.Random, split: Split, language: Language, fields: 
 
 def draw_request(rng: random.Random, split: Split, language: Language) -> tuple[Request, Entry | None]:
     """A request with its fitting tool: made up, or now and then from the catalogue."""
+    if split == "train" and rng.random() < _OPEN_SHARE:
+        return open_request(rng, split, language), None
     if rng.random() < _CATALOGUE_SHARE[split]:
         return catalogue_request(rng, split, language)
     described = draw_language(rng, language)
@@ -364,7 +368,8 @@ def _others(
     for spec in found:
         candidate = spec
         if rng.random() < 0.2:
-            tool = catalogue_tool(rng, split, described)
+            natural = split == "train" and rng.random() < 0.5
+            tool = open_request(rng, split, described).target if natural else catalogue_tool(rng, split, described)
             if not tool.topics & request.target.topics and not any(topic in text for topic in tool.topics):
                 candidate = tool
         if candidate.name not in taken:
