@@ -1,7 +1,8 @@
 """Words that no list holds, so that copying is learned instead of a vocabulary.
 
 A byte-level BPE leaves tokens that occur in training only inside longer tokens; a held-out word that is cut into such a token would
-meet an embedding that was never trained. Training words are therefore also glued together from pieces of other words, and from all common Han characters; the held-out side keeps to pronounceable syllables.
+meet an embedding that was never trained. Training words are therefore also glued together from pieces of other words, and from all
+common Han characters; the held-out side keeps to pronounceable syllables.
 """
 
 from __future__ import annotations
