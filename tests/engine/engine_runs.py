@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import count
 
 import torch
 
@@ -36,6 +37,18 @@ def make_core(
     config, _ = resolve(EngineConfig(dtype=dtype, **settings), variant(name), MACHINE)
     model = tiny_model(name, dtype, native=native)
     return EngineCore(model, config, num_tokens=num_tokens, stop_ids=stop_ids, detokenizer=detokenizer, thinking=thinking)
+
+
+def preempt_often(core: EngineCore, *, every: int) -> None:
+    """Send every running request back to the queue before each `every`-th step."""
+    step, numbers = core.step, count(1)
+
+    def step_with_forced_preemption() -> list[EngineOutput]:
+        if next(numbers) % every == 0:
+            core.scheduler.preempt_all()
+        return step()
+
+    core.step = step_with_forced_preemption  # type: ignore[method-assign]
 
 
 def drain(core: EngineCore) -> dict[str, list[EngineOutput]]:

@@ -6,7 +6,7 @@ from functools import cache
 import msgspec
 import pytest
 import torch
-from engine_runs import drain, generate, make_core, merged
+from engine_runs import drain, generate, make_core, merged, preempt_often
 
 from openglm.engine.adjust import LogitAdjuster
 from openglm.engine.request import GenerationRequest, SamplingParams
@@ -163,16 +163,7 @@ def test_batched_with_drafts_equals_alone_without(depth, settings):
 @pytest.mark.parametrize("depth", [0, 3])
 def test_preempted_requests_resume_with_the_same_tokens(depth):
     core = core_with(depth, max_model_len=192, kv_cache_tokens=448)
-    step, count = core.step, 0
-
-    def step_with_forced_preemption():
-        nonlocal count
-        count += 1
-        if count % 5 == 0:
-            core.scheduler.preempt_all()
-        return step()
-
-    core.step = step_with_forced_preemption
+    preempt_often(core, every=5)
     assert run(core) == alone()
     assert core.stats().num_preemptions > 0
 

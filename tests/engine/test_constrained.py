@@ -20,7 +20,7 @@ from constrained_runs import (
     tokenizer,
     with_definitions,
 )
-from engine_runs import generate, merged
+from engine_runs import generate, merged, preempt_often
 from engine_runs import make_core as make_plain_core
 
 from openglm.engine.constraint import Constraint
@@ -198,16 +198,7 @@ def test_no_company_chunk_or_draft_changes_a_token(depth, settings):
 @pytest.mark.parametrize("depth", [0, 3])
 def test_preempted_requests_resume_in_the_state_of_their_grammar(depth):
     core = core_with_drafts(depth, max_model_len=192, kv_cache_tokens=448)
-    step, count = core.step, 0
-
-    def step_with_forced_preemption():
-        nonlocal count
-        count += 1
-        if count % 5 == 0:
-            core.scheduler.preempt_all()
-        return step()
-
-    core.step = step_with_forced_preemption
+    preempt_often(core, every=5)
     assert [facts(output) for output in generate(core, *mixed_batch())] == alone()
     assert core.stats().num_preemptions > 0
 

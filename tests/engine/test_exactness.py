@@ -6,12 +6,11 @@ alone, without drafts, without prefix cache, in one chunk.
 
 import random
 from functools import cache
-from itertools import count
 from typing import NamedTuple
 
 import pytest
 import torch
-from engine_runs import generate, make_core, tiny_model
+from engine_runs import generate, make_core, preempt_often, tiny_model
 
 from openglm.config import variant
 from openglm.engine.ngram import NgramProposer
@@ -101,18 +100,6 @@ def test_prefix_cache_equals_cold(model):
     assert [o.num_cached_tokens for o in outputs] == [0, 0, 0, 64, 128, 128, 128, 128]
 
 
-def preempt_often(core) -> None:
-    """Send everyone back to the queue before every seventh step."""
-    step, numbers = core.step, count(1)
-
-    def step_with_forced_preemption():
-        if next(numbers) % 7 == 0:
-            core.scheduler.preempt_all()
-        return step()
-
-    core.step = step_with_forced_preemption
-
-
 @pytest.mark.parametrize(("model", "depth", "caching"), [(SOME[0], 0, True), (SOME[1], 3, False), (SOME[-1], 3, True)])
 def test_preempted_requests_resume_with_the_same_tokens(model, depth, caching):
     core = model.core(
@@ -122,7 +109,7 @@ def test_preempted_requests_resume_with_the_same_tokens(model, depth, caching):
         max_model_len=192,
         kv_cache_tokens=448,
     )
-    preempt_often(core)
+    preempt_often(core, every=7)
     assert results(core) == alone(model)
     assert core.stats().num_preemptions > 0
 
@@ -152,7 +139,7 @@ def test_with_fp8_kv_a_request_is_the_same_in_every_company_too(model, depth):
         max_model_len=192,
         kv_cache_tokens=448,
     )
-    preempt_often(core)
+    preempt_often(core, every=7)
     assert results(core) == expected
     stats = core.stats()
     assert stats.num_preemptions > 0 and stats.prompt_tokens_cached > 0
@@ -265,7 +252,7 @@ def test_speculation_composes_with_every_adjustment_the_prefix_cache_and_preempt
         **({"max_model_len": 192, "kv_cache_tokens": 1024} if preempting else {}),
     )
     if preempting:
-        preempt_often(core)
+        preempt_often(core, every=7)
     if drafting == "random":
         core.depth_policy = RandomDepth()
     if drafting == "ngram":
