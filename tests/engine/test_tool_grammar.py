@@ -139,7 +139,9 @@ def test_values_are_written_as_the_parser_reads_them(schema, good, bad):
         text = written("f", {"v": value})
         assert accepts(grammar, text, reads_calls=True), value
         (call,) = parse_turn(text, "content", (tool({"v": schema}, required=["v"]),), ended=True).tool_calls
-        jsonschema.validate(call.arguments["v"], {**schema, "nullable": True} if isinstance(schema, dict) and "nullable" not in schema else True)
+        jsonschema.validate(
+            call.arguments["v"], {**schema, "nullable": True} if isinstance(schema, dict) and "nullable" not in schema else True
+        )
     for value in bad:
         assert not accepts(grammar, written("f", {"v": value}), reads_calls=True), value
 
