@@ -4,8 +4,9 @@
     compilation.done -> compilation.grammar or compilation.failure
 
 A text is first compiled in a child process (`grammar_worker`) within a time limit; a text that crashes it, exhausts its memory or takes too
-long is refused, and the child is replaced. Only what passed there is compiled in this process, in the compiler's thread (llguidance
-releases the interpreter's lock for it). Refusals are kept like grammars, so a hostile text costs its time once. No tensors.
+long is refused, and the child is replaced. The limit is on processor time, so that a good text is not refused because the machine is
+busy; a longer one on the clock bounds the wait even so. Only what passed there is compiled in this process, in the compiler's thread
+(llguidance releases the interpreter's lock for it). Refusals are kept like grammars, so a hostile text costs its time once. No tensors.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+import psutil
 
 from openglm.engine.constraint import Constraint
 from openglm.engine.grammar import MAX_LEXER_STATES, Grammar, GrammarError, Vocabulary, compile_grammar, error_message, grammar_text
@@ -33,7 +35,10 @@ from openglm.engine.request import RequestFailure
 
 logger = logging.getLogger(__name__)
 
-COMPILE_TIMEOUT_S: Final = 2.0
+COMPILE_LIMIT_S: Final = 2.0
+"""Processor time that one text may take."""
+PATIENCE: Final = 10.0
+"""How many times as long it may take on the clock."""
 MAX_CACHED: Final = 64
 MAX_CACHED_CHARS: Final = 8 << 20  # of constraint text; what a grammar takes in memory grows with it
 
@@ -42,6 +47,7 @@ _START_TIMEOUT_S: Final = 30.0  # an interpreter start on a busy machine
 _STACK_BYTES: Final = 64 << 20  # far more than the child's main thread has: what passed there cannot overflow here
 _MAX_ANSWER: Final = 1 << 20
 _EXIT_S: Final = 5.0
+_CHECK_EVERY_S: Final = 0.05
 
 
 class Compilation:
@@ -58,12 +64,12 @@ class Compilation:
 class GrammarCompiler:
     """Thread and child start with the first constraint. `submit` and `wait` belong to the engine's thread."""
 
-    def __init__(self, vocabulary: Vocabulary, *, timeout_s: float = COMPILE_TIMEOUT_S) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, limit_s: float = COMPILE_LIMIT_S) -> None:
         self._vocabulary = vocabulary
         self._cache: OrderedDict[Constraint, Compilation] = OrderedDict()
         self._jobs: queue.SimpleQueue[tuple[Constraint, Compilation] | None] = queue.SimpleQueue()
         self._progress = threading.Condition()
-        self._trial = _Trial(vocabulary, timeout_s)
+        self._trial = _Trial(vocabulary, limit_s)
         self._thread: threading.Thread | None = None
         self._stop: weakref.finalize[..., GrammarCompiler] | None = None
 
@@ -138,9 +144,9 @@ def _work(
 class _Trial:
     """The child process; used by one thread, except that anyone may `end` it."""
 
-    def __init__(self, vocabulary: Vocabulary, timeout_s: float) -> None:
+    def __init__(self, vocabulary: Vocabulary, limit_s: float) -> None:
         self._vocabulary = vocabulary
-        self._timeout_s = timeout_s
+        self._limit_s = limit_s
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
         self._ended = False
@@ -150,10 +156,10 @@ class _Trial:
         if self._child is None:
             self._start()
         try:
-            return self._ask(text, self._timeout_s)
-        except TimeoutError:
+            return self._ask(text, limit_s=self._limit_s, timeout_s=self._limit_s * PATIENCE)
+        except _TooLongError:
             self.close()
-            return f"it takes longer than {self._timeout_s:g} s to compile; make it simpler"
+            return f"it takes longer than {self._limit_s:g} s to compile; make it simpler"
         except OSError:
             self.close()
             return "it needs too much memory or nests too deeply; make it simpler"
@@ -197,31 +203,57 @@ class _Trial:
                 env={"RAYON_NUM_THREADS": "1"},
             )
         try:
-            self._ask(setup, _START_TIMEOUT_S)
+            self._ask(setup, limit_s=_START_TIMEOUT_S, timeout_s=_START_TIMEOUT_S)
         except OSError:
             self.close()
             raise
 
-    def _ask(self, message: Any, timeout_s: float) -> str | None:
+    def _ask(self, message: Any, *, limit_s: float, timeout_s: float) -> str | None:
         child = self._child
         if child is None or child.stdin is None or child.stdout is None:
             raise ConnectionError
+        watch = _Watch(child.pid, limit_s, timeout_s)
         payload = msgspec.msgpack.encode(message)
         child.stdin.write(struct.pack("<I", len(payload)) + payload)
         child.stdin.flush()
-        deadline = time.monotonic() + timeout_s
-        (length,) = struct.unpack("<I", _read(child.stdout.fileno(), 4, deadline))
+        (length,) = struct.unpack("<I", _read(child.stdout.fileno(), 4, watch))
         if length > _MAX_ANSWER:
             raise ConnectionError
-        return msgspec.msgpack.decode(_read(child.stdout.fileno(), length, deadline), type=str | None)
+        return msgspec.msgpack.decode(_read(child.stdout.fileno(), length, watch), type=str | None)
 
 
-def _read(descriptor: int, count: int, deadline: float) -> bytes:
+class _TooLongError(OSError):
+    """The child has used up its time."""
+
+
+class _Watch:
+    """The time that a child takes for one answer."""
+
+    def __init__(self, pid: int, limit_s: float, timeout_s: float) -> None:
+        self._pid = pid
+        self._deadline = time.monotonic() + timeout_s
+        self._limit = self._used() + limit_s
+
+    def check(self) -> None:
+        """Raise when the time is over."""
+        if self._used() >= self._limit or time.monotonic() >= self._deadline:
+            raise _TooLongError
+
+    def _used(self) -> float:
+        try:
+            times = psutil.Process(self._pid).cpu_times()
+        except psutil.Error:
+            raise ConnectionError from None
+        return float(times.user + times.system)
+
+
+def _read(descriptor: int, count: int, watch: _Watch) -> bytes:
     data = b""
     while len(data) < count:
-        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        ready, _, _ = select.select([descriptor], [], [], _CHECK_EVERY_S)
         if not ready:
-            raise TimeoutError
+            watch.check()
+            continue
         piece = os.read(descriptor, count - len(data))
         if not piece:
             raise ConnectionError

@@ -1,5 +1,6 @@
 """The compiler: hostile texts cost their own request and time, nothing else; the cache is bounded."""
 
+import json
 import time
 
 import pytest
@@ -70,12 +71,13 @@ def test_a_hostile_text_ends_in_an_error_or_a_grammar_and_the_next_one_compiles(
 def test_a_text_that_takes_too_long_is_given_up_and_the_child_replaced(vocabulary):
     compiler = GrammarCompiler(vocabulary)
     assert finished(compiler, Constraint("regex", "a")).grammar is not None
-    compiler._trial._timeout_s = 0.0  # whatever it does, it is too late
+    compiler._trial._limit_s = 0.01
     child = compiler._trial._child
-    failure = finished(compiler, Constraint("regex", "b")).failure
+    large = json.dumps({"enum": [f"{i:0100d}" for i in range(9_000)]})
+    failure = finished(compiler, Constraint("json_schema", large)).failure
     assert failure.code == "invalid_request" and "longer than" in failure.message
     assert child.returncode is not None and compiler._trial._child is None
-    compiler._trial._timeout_s = 30.0
+    compiler._trial._limit_s = 30.0
     assert finished(compiler, Constraint("regex", "c")).grammar is not None
     compiler._stop()
     assert compiler._trial._child is None and not compiler._thread.is_alive()

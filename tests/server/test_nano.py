@@ -72,3 +72,30 @@ def test_a_tool_call_and_the_turn_that_reads_its_result(client):
     assert second.choices[0].finish_reason == "stop"
     assert "17" in second.choices[0].message.content or "rain" in second.choices[0].message.content
     assert second.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_calls_are_made_when_demanded_and_answers_have_the_form_asked_for(client):
+    hello = [{"role": "user", "content": "Hello!"}]  # nothing in it calls for a tool
+    for choice in ("required", {"type": "function", "function": {"name": "get_weather"}}):
+        answer = client.chat.completions.create(
+            model="glm-nano", messages=hello, tools=[WEATHER], tool_choice=choice, parallel_tool_calls=False, seed=1, max_tokens=400
+        )
+        if answer.choices[0].finish_reason == "length":
+            continue  # it thought or named a city for too long
+        (call,) = answer.choices[0].message.tool_calls
+        assert call.function.name == "get_weather" and list(json.loads(call.function.arguments)) == ["city"]
+    schema = {
+        "type": "object",
+        "properties": {"sum": {"type": "integer", "maximum": 999}, "sure": {"type": "boolean"}},
+        "required": ["sum", "sure"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema, "strict": True}}
+    ask = [{"role": "user", "content": "What is 12 + 30?"}]
+    content, reasoning = "", ""
+    for chunk in client.chat.completions.create(model="glm-nano", messages=ask, response_format=form, temperature=0, stream=True):
+        content += chunk.choices[0].delta.content or ""
+        reasoning += getattr(chunk.choices[0].delta, "reasoning_content", None) or ""
+    assert json.loads(content).keys() == {"sum", "sure"} and reasoning
+    picked = client.chat.completions.create(model="glm-nano", messages=ask, extra_body={"guided_choice": ["forty-two", "no idea"]})
+    assert picked.choices[0].message.content in ("forty-two", "no idea")
