@@ -8,12 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from openglm.config.train import TrainConfig
 from openglm.synth import Episode, generate, mixture
+from openglm.synth.invention import PieceRandom
 from openglm.text.template import TemplateStyle, encode_training, render_training
 from openglm.text.tokenizer import Tokenizer
 from openglm.train.workers import Workers
@@ -74,7 +76,7 @@ def pack(documents: Sequence[Document], *, prompt_weight: float = 0.0) -> Batch:
 def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int, workers: Workers = Workers()) -> Batch:
     """This worker's part of the batch of `step`: episodes drawn from the mixture of that point until the token budget is full."""
     progress = step / config.num_steps
-    rng = random.Random(f"{config.seed}/{step}")
+    rng = PieceRandom(f"{config.seed}/{step}", letter_pieces(tokenizer))
     shares = mixture(config.mixture_from + (1 - config.mixture_from) * progress)
     documents: list[Document] = []
     total = 0
@@ -86,6 +88,13 @@ def training_batch(tokenizer: Tokenizer, config: TrainConfig, step: int, workers
             total += len(doc.tokens)
     documents.sort(key=lambda doc: len(doc.tokens))  # equal work for every worker
     return pack(documents[workers.rank :: workers.count], prompt_weight=config.prompt_loss_weight(progress))
+
+
+@cache
+def letter_pieces(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """The tokens of two or more small Latin letters, in the order of their ids."""
+    texts = (tokenizer.decode([token]) for token in range(tokenizer.num_tokens))
+    return tuple(text for text in texts if len(text) > 1 and text.isascii() and text.isalpha() and text.islower())
 
 
 def heldout_batches(tokenizer: Tokenizer, tasks: Sequence[str], num_episodes: int, seed: int, tokens_per_batch: int) -> list[Batch]:
