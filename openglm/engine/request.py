@@ -134,6 +134,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             raise RequestError(f"min_tokens must be at most max_tokens, which is {_shown(self.max_tokens)}", param="min_tokens")
         if self.thinking_budget is not None:
             _whole("thinking_budget", self.thinking_budget, 0, None)
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise RequestError(f"constraint must be a Constraint, got {type(self.constraint).__name__}", param="constraint")
 
     @property
     def adjusts_logits(self) -> bool:

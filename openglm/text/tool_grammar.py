@@ -56,7 +56,10 @@ def is_strict(tool: Tool) -> bool:
 def call_rules(tools: Sequence[Tool]) -> tuple[str, list[str]]:
     """The name of a rule for one call of any of these tools, and the definitions it needs (`GAP_LINE` aside)."""
     text = GrammarText()
-    bodies = [_tool(tool, text) for tool in tools]
+    try:
+        bodies = [_tool(tool, text) for tool in tools]
+    except RecursionError:
+        raise RequestError("the schemas of the tools refer to each other too deeply", param=PARAM) from None
     call = text.rule(f"<tool_call> ({' | '.join(bodies)}) </tool_call>")
     return call, text.lines()
 

@@ -236,6 +236,18 @@ def test_what_nothing_can_match_is_refused(schema):
         compile_grammar(calls_grammar([tool({"v": schema}, required=["v"])], one_call=True), vocabulary(), param="tools")
 
 
+def test_schemas_that_refer_too_deeply_are_refused():
+    nested = {"type": "object"}
+    definitions = {}
+    for i in range(200):
+        nested = {"$ref": f"#/$defs/d{i + 1}"}
+        for _ in range(10):
+            nested = {"type": "array", "items": nested}
+        definitions[f"d{i}"] = nested
+    with pytest.raises(RequestError, match="too deeply"):
+        calls_grammar([tool({"v": {"type": "array", "items": {"$ref": "#/$defs/d0"}}}, **{"$defs": definitions})], one_call=True)
+
+
 def test_required_keys_that_no_call_can_write_are_refused():
     with pytest.raises(RequestError, match="cannot be written"):
         calls_grammar([tool({" a": {}}, required=[" a"])], one_call=True)
