@@ -26,9 +26,9 @@ import math
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
-PROBE_BUDGET = 0.015  # of the time
+PROBE_BUDGET = 0.01  # of the time
 PROBE_STEPS = 4
-PROBE_EVERY = 48  # steps at least between two probes of a depth
+PROBE_EVERY = 64  # steps at least between two probes of a depth
 MARGIN = 1.01  # drafting must beat not drafting by so much, and another depth the present one
 MAX_SITUATIONS = 128
 
