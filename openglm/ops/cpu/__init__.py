@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from openglm.config.engine import NATIVE_MAX_GROUP, NATIVE_MAX_HEAD_DIM
 from openglm.ops.reference.attention import KVLayer
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ else:
     except ImportError:  # built without a C++ compiler
         _native = None
 
-MAX_HEAD_DIM = 256
 _CODES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -176,7 +176,9 @@ class PackedLayer:
         if (
             qkv.out_features != (num_heads + 2 * num_kv_heads) * head_dim
             or o.in_features != num_heads * head_dim
-            or head_dim > MAX_HEAD_DIM
+            or head_dim > NATIVE_MAX_HEAD_DIM
+            or head_dim % 16
+            or num_heads // num_kv_heads > NATIVE_MAX_GROUP
         ):
             raise ValueError(f"projections to {qkv.out_features} and from {o.in_features} do not fit {num_heads} heads of {head_dim}")
         rest = (mlp.handle,) if isinstance(mlp, PackedExperts) else (mlp.gate.handle, mlp.up.handle, mlp.down.handle)
@@ -338,7 +340,7 @@ def rope_and_write(
     qkv = _rows(qkv, (num_heads + 2 * num_kv_heads) * head_dim)
     num_tokens = qkv.shape[0]
     rotary_dim = 2 * rope.shape[2]
-    if rope.shape[0] != num_tokens or slots.shape[0] != num_tokens or rotary_dim > head_dim or head_dim > MAX_HEAD_DIM:
+    if rope.shape[0] != num_tokens or slots.shape[0] != num_tokens or rotary_dim > head_dim or head_dim > NATIVE_MAX_HEAD_DIM:
         raise ValueError(f"rope {tuple(rope.shape)} and slots {tuple(slots.shape)} do not fit {num_tokens} tokens of head dim {head_dim}")
     out = qkv.new_empty(num_tokens, num_heads, head_dim)
     _native.rope_and_write(
@@ -367,7 +369,8 @@ def paged_attention(queries: Tensor, kv: KVLayer, *, offsets: Tensor, num_reques
         queries = queries.contiguous()
     num_kv_heads, head_dim = _shape(kv)
     num_heads = queries.shape[1]
-    if queries.shape[2] != head_dim or head_dim % 16 or head_dim > MAX_HEAD_DIM or num_heads % num_kv_heads:
+    fits = queries.shape[2] == head_dim and not head_dim % 16 and not num_heads % num_kv_heads
+    if not fits or head_dim > NATIVE_MAX_HEAD_DIM or num_heads // num_kv_heads > NATIVE_MAX_GROUP:
         raise ValueError(f"queries {tuple(queries.shape)} do not fit pages of {_shape(kv)} heads and dims")
     _check_batch(offsets, num_requests, page_table)
     out = torch.empty_like(queries)
