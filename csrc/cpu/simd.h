@@ -25,10 +25,7 @@ inline vec maximum(vec a, vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline vec minimum(vec a, vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline vec round_nearest(vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 // a * 2^n for whole n in the range of normal numbers.
-inline vec scale_by_power(vec a, vec n) {
-    __m512i bits = _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127)), 23);
-    return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(bits))};
-}
+inline vec scale_by_power(vec a, vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 // b where a < limit, else c.
 inline vec select_less(vec a, vec limit, vec b, vec c) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, limit.v, _CMP_LT_OQ), c.v, b.v)};
