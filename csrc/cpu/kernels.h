@@ -54,6 +54,14 @@ struct Layer {
     Experts* experts;          // null in a dense layer
 };
 
+// All decoder layers with embedding and final norm. Embedding, norm and RoPE table [positions, rotary_dim] belong to the caller.
+struct Trunk {
+    const void *embedding, *norm;
+    const float* rope;
+    const Layer* const* layers;
+    int num_layers;
+};
+
 struct AttentionBatch {
     int requests;
     const int64_t* query_starts;  // [R + 1]
@@ -91,6 +99,9 @@ struct Kernels {
     void (*highest)(const float* x, int rows, int64_t stride, int n, float* values, int64_t* places);
     // x [T, H] becomes the layer's output, in place.
     void (*decoder_layer)(const Layer&, void* x, int tokens, const float* rope, const int64_t* slots, const Pages&, const AttentionBatch&, DType);
+    // tokens [T] at positions [T] -> hidden states [T, H] after the final norm; `pages` has an entry for every layer.
+    void (*trunk)(const Trunk&, const int64_t* tokens, int count, const int64_t* positions, const int64_t* slots, const Pages* pages,
+                  const AttentionBatch&, void* out, DType dtype);
     // Stores the MTP layer's KV of hidden [T, H] and the tokens behind them; see mtp.inc.
     void (*mtp_write_kv)(const Mtp&, const int64_t* tokens, const void* hidden, int rows, const int64_t* positions, const int64_t* slots,
                          const Pages&, DType);

@@ -19,6 +19,7 @@ const Kernels* active = nullptr;
 constexpr const char* kLinear = "openglm.linear";
 constexpr const char* kExperts = "openglm.experts";
 constexpr const char* kLayer = "openglm.layer";
+constexpr const char* kTrunk = "openglm.trunk";
 constexpr const char* kMtp = "openglm.mtp";
 constexpr int kMaxExperts = 1024;
 
@@ -248,6 +249,47 @@ PyObject* pack_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return PyCapsule_New(new OwnedLayer{layer, parts}, kLayer, free_layer);
 }
 
+struct OwnedTrunk {
+    Trunk trunk;
+    std::vector<const Layer*> layers;
+    long long vocabulary, positions;
+    PyObject* owner;  // keeps the capsules alive
+};
+
+void free_trunk(PyObject* capsule) {
+    auto* owned = static_cast<OwnedTrunk*>(PyCapsule_GetPointer(capsule, kTrunk));
+    Py_DECREF(owned->owner);
+    delete owned;
+}
+
+// pack_trunk(layers, embedding, rows of it, norm, rope, rows of it) -> capsule. The tensors behind the addresses stay the caller's.
+PyObject* pack_trunk(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 6);
+    PyObject* layers = a.object();
+    auto* owned = new OwnedTrunk{};
+    owned->trunk.embedding = a.address<const void>();
+    owned->vocabulary = a.integer();
+    owned->trunk.norm = a.address<const void>();
+    owned->trunk.rope = a.address<const float>();
+    owned->positions = a.integer();
+    const Py_ssize_t size = a.failed() ? 0 : PyTuple_Size(layers);
+    if (size < 1) a.fail("a trunk needs a layer");
+    for (Py_ssize_t i = 0; i < size && !a.failed(); i++) {
+        auto* layer = static_cast<OwnedLayer*>(PyCapsule_GetPointer(PyTuple_GetItem(layers, i), kLayer));
+        if (!layer) a.fail("a trunk is made of layers");
+        else owned->layers.push_back(&layer->layer);
+    }
+    if (a.failed()) {
+        delete owned;
+        return nullptr;
+    }
+    owned->trunk.layers = owned->layers.data();
+    owned->trunk.num_layers = static_cast<int>(size);
+    Py_INCREF(layers);
+    owned->owner = layers;
+    return PyCapsule_New(owned, kTrunk, free_trunk);
+}
+
 struct OwnedMtp {
     Mtp mtp;
     PyObject* owner;  // keeps the capsules alive
@@ -396,6 +438,38 @@ PyObject* decoder_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->decoder_layer(owned->layer, x, tokens, rope, slots, pages, batch, dtype); });
 }
 
+// (trunk, tokens, count, positions, slots, 5 numbers of pages per layer as a tuple, requests, query_starts, kv_lengths, page_table,
+// table_stride, out, dtype)
+PyObject* trunk(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 13);
+    auto* owned = a.capsule<OwnedTrunk>(kTrunk);
+    const int64_t* tokens = a.address<const int64_t>();
+    const int num_tokens = a.number();
+    const int64_t* positions = a.address<const int64_t>();
+    const int64_t* slots = a.address<const int64_t>();
+    PyObject* numbers = a.object();
+    const AttentionBatch batch = batch_of(a);
+    void* out = a.address<void>();
+    const DType dtype = a.dtype();
+    if (a.failed()) return nullptr;
+    const Py_ssize_t size = PyTuple_Size(numbers);
+    if (size != 5 * owned->trunk.num_layers) a.fail("pages must be given for every layer");
+    std::vector<Pages> pages;
+    for (Py_ssize_t i = 0; i < size && !a.failed(); i += 5) {
+        PyObject* five[5];
+        for (int j = 0; j < 5; j++) five[j] = PyTuple_GetItem(numbers, i + j);
+        Arguments part(five, 5, 5);
+        pages.push_back(pages_of(part));
+        if (part.failed()) return nullptr;
+    }
+    for (int i = 0; i < num_tokens && !a.failed(); i++)
+        if (tokens[i] < 0 || tokens[i] >= owned->vocabulary || positions[i] < 0 || positions[i] >= owned->positions) {
+            PyErr_SetString(PyExc_IndexError, "a token or a position is out of range");
+            return nullptr;
+        }
+    return run(a, [&] { active->trunk(owned->trunk, tokens, num_tokens, positions, slots, pages.data(), batch, out, dtype); });
+}
+
 // (mtp, tokens, hidden, rows, positions, slots, pages x 5, dtype)
 PyObject* mtp_write_kv(PyObject*, PyObject* const* items, Py_ssize_t count) {
     Arguments a(items, count, 12);
@@ -513,7 +587,9 @@ PyMethodDef methods[] = {
     FAST(pack_linear),
     FAST(pack_experts),
     FAST(pack_layer),
+    FAST(pack_trunk),
     FAST(pack_mtp),
+    FAST(trunk),
     FAST(mtp_write_kv),
     FAST(mtp_draft),
     FAST(decoder_layer),

@@ -62,6 +62,7 @@ class GlmModel(nn.Module):
         self.mtp = MTPLayer(config, place) if config.has_mtp else None
         table = ops.rope_table(config.max_position_embeddings, config.rotary_dim, config.rope_theta, place.device)
         self.register_buffer("rope", table, persistent=False)
+        self.packed: ops.PackedTrunk | None = None
 
     @property
     def has_mtp(self) -> bool:
@@ -70,6 +71,8 @@ class GlmModel(nn.Module):
 
     def forward(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
         """tokens [T] int64 -> hidden states [T, H] after the final norm."""
+        if self.packed is not None:
+            return self._run_packed(self.packed, tokens, ctx)
         x = F.embedding(tokens, self.embed_tokens)
         rope = self.rope[ctx.positions]
         for layer in self.layers:
@@ -106,7 +109,7 @@ class GlmModel(nn.Module):
     @property
     def is_packed(self) -> bool:
         """Whether the weights lie in native layout, so that the model can only infer."""
-        return self.lm_head.packed is not None
+        return self.packed is not None
 
     @torch.no_grad()
     def pack(self) -> GlmModel:
@@ -114,9 +117,10 @@ class GlmModel(nn.Module):
 
         Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
+        layers = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            layer.pack()
+            layers.append(layer.pack())
         head = self.lm_head.pack()
         if self.mtp is not None:
             self.mtp.packed = ops.PackedMTP(
@@ -129,7 +133,22 @@ class GlmModel(nn.Module):
                 norm=self.mtp.norm.weight,
                 rope=self.rope,
             )
+        self.packed = ops.PackedTrunk(layers, embedding=self.embed_tokens, norm=self.norm.weight, rope=self.rope)
         return self
+
+    def _run_packed(self, trunk: ops.PackedTrunk, tokens: Tensor, ctx: ForwardContext) -> Tensor:
+        batch = ctx.attention
+        if not isinstance(batch, PagedBatch):
+            raise ValueError("a packed model only runs over KV pages")
+        return trunk(
+            tokens,
+            positions=ctx.positions,
+            slots=batch.slots,
+            kv=batch.kv[: len(self.layers)],
+            offsets=batch.offsets,
+            num_requests=len(batch.kv_lengths),
+            page_table=batch.page_table,
+        )
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> GlmModel:

@@ -217,6 +217,59 @@ class PackedLayer:
         return x
 
 
+class PackedTrunk:
+    """Everything from tokens to hidden states, one call: embedding, all decoder layers, final norm."""
+
+    __slots__ = ("_kept", "handle", "layers")
+
+    def __init__(self, layers: Sequence[PackedLayer], *, embedding: Tensor, norm: Tensor, rope: Tensor) -> None:
+        """embedding [V, H] and norm [H] have the dtype of the activations; rope [positions, 2, rotary_dim / 2] fp32 is the whole table."""
+        self.layers = tuple(layers)
+        if any(layer.hidden_size != embedding.shape[1] or layer.rotary_dim != 2 * rope.shape[2] for layer in layers):
+            raise ValueError(f"layers do not fit an embedding {tuple(embedding.shape)} and a rope table {tuple(rope.shape)}")
+        self._kept = embedding.detach(), norm.detach(), rope
+        table, last = (_like(t, t, dtype=embedding.dtype) for t in self._kept[:2])
+        handles = tuple(layer.handle for layer in layers)
+        self.handle = _native.pack_trunk(handles, table, embedding.shape[0], last, _dense(rope, torch.float32), rope.shape[0])
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        kv: Sequence[KVLayer],
+        offsets: Tensor,
+        num_requests: int,
+        page_table: Tensor,
+    ) -> Tensor:
+        """tokens [T] -> hidden states [T, H] after the final norm; the other arguments as in `PackedLayer`, KV pages for every layer."""
+        count, embedding = tokens.shape[0], self._kept[0]
+        if positions.shape[0] != count or slots.shape[0] != count:
+            raise ValueError(f"{positions.shape[0]} positions and {slots.shape[0]} slots do not fit {count} tokens")
+        if any(_shape(pages) != (layer.num_kv_heads, layer.head_dim) for layer, pages in zip(self.layers, kv, strict=True)):
+            raise ValueError("the KV pages are not for these layers")
+        _check_batch(offsets, num_requests, page_table)
+        out = embedding.new_empty(count, embedding.shape[1])
+        starts = _dense(offsets, torch.int64)
+        _native.trunk(
+            self.handle,
+            _dense(tokens, torch.int64),
+            count,
+            _dense(positions, torch.int64),
+            _dense(slots, torch.int64),
+            tuple(number for pages in kv for number in _pages(pages)),
+            num_requests,
+            starts,
+            starts + 8 * (num_requests + 1),
+            page_table.data_ptr(),
+            page_table.stride(0),
+            out.data_ptr(),
+            _code(out),
+        )
+        return out
+
+
 class PackedMTP:
     """The MTP layer: its KV entries, and a chain of drafts for several sequences as one call."""
 
@@ -450,6 +503,7 @@ __all__: Sequence[str] = [
     "PackedLinear",
     "PackedMLP",
     "PackedMTP",
+    "PackedTrunk",
     "available",
     "highest",
     "paged_attention",

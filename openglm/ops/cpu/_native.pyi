@@ -30,6 +30,9 @@ def pack_layer(
     k_norm: int,
     /,
 ) -> CapsuleType: ...
+def pack_trunk(
+    layers: tuple[CapsuleType, ...], embedding: int, vocabulary: int, norm: int, rope: int, positions: int, /
+) -> CapsuleType: ...
 def pack_mtp(
     parts: tuple[CapsuleType, CapsuleType, CapsuleType], embedding: int, enorm: int, hnorm: int, norm: int, rope: int, /
 ) -> CapsuleType: ...
@@ -84,6 +87,22 @@ def decoder_layer(
     kv_lengths: int,
     page_table: int,
     table_stride: int,
+    dtype: int,
+    /,
+) -> None: ...
+def trunk(
+    trunk: CapsuleType,
+    tokens: int,
+    count: int,
+    positions: int,
+    slots: int,
+    pages: tuple[int, ...],
+    requests: int,
+    query_starts: int,
+    kv_lengths: int,
+    page_table: int,
+    table_stride: int,
+    out: int,
     dtype: int,
     /,
 ) -> None: ...
