@@ -17,12 +17,22 @@ namespace {
 
 constexpr int kSpins = 4000;
 
+// A job as one number: its index in time, how many tasks it has, and the next one to take. Whoever adds 1 learns all three at once, so
+// a worker that wakes late - the system had taken its processor - sees that nothing is left, and nobody waits for it.
+constexpr int kTaskBits = 20;
+constexpr uint64_t kTaskMask = (uint64_t{1} << kTaskBits) - 1;
+struct Ticket {
+    uint64_t bits;
+    int next() const { return static_cast<int>(bits & kTaskMask); }
+    int count() const { return static_cast<int>(bits >> kTaskBits & kTaskMask); }
+};
+
 class Pool {
 public:
     void resize(int count) {
         stop();
         quit_.store(false);
-        const uint64_t present = epoch_.load();
+        const uint32_t present = epoch_.load();
         for (int i = 1; i < count; i++) workers_.emplace_back([this, present] { work(present); });
     }
     int size() const { return static_cast<int>(workers_.size()) + 1; }
@@ -32,15 +42,9 @@ public:
             for (int i = 0; i < count; i++) fn(context, i);
             return;
         }
-        fn_ = fn;
-        context_ = context;
-        count_ = count;
-        next_.store(0, std::memory_order_relaxed);
-        busy_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-        epoch_.fetch_add(1, std::memory_order_release);
-        epoch_.notify_all();
-        take();
-        while (busy_.load(std::memory_order_acquire)) pause();
+        constexpr int kMost = static_cast<int>(kTaskMask) / 2;  // the other half is room for workers that ask in vain
+        for (; count > kMost; count -= kMost) run_at_once(kMost, fn, context, count - kMost);
+        run_at_once(count, fn, context, 0);
     }
 
     ~Pool() { stop(); }
@@ -51,17 +55,37 @@ private:
         __builtin_ia32_pause();
 #endif
     }
-    void take() {
-        for (int i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;) fn_(context_, i);
+    void run_at_once(int count, void (*fn)(void*, int), void* context, int first) {
+        fn_ = fn;
+        context_ = context;
+        first_ = first;
+        done_.store(0, std::memory_order_relaxed);
+        const uint64_t time = ++num_jobs_ << 2 * kTaskBits;
+        ticket_.store(time | static_cast<uint64_t>(count) << kTaskBits, std::memory_order_release);
+        epoch_.fetch_add(1, std::memory_order_seq_cst);  // before the look at who sleeps
+        if (sleeping_.load(std::memory_order_seq_cst)) epoch_.notify_all();
+        take();
+        while (done_.load(std::memory_order_acquire) != count) pause();
     }
-    void work(uint64_t seen) {
+    void take() {
+        for (;;) {
+            const Ticket ticket{ticket_.fetch_add(1, std::memory_order_acq_rel)};
+            if (ticket.next() >= ticket.count()) return;
+            fn_(context_, first_ + ticket.next());  // the job cannot end before this task does, so these are its own
+            done_.fetch_add(1, std::memory_order_release);
+        }
+    }
+    void work(uint32_t seen) {
         for (;;) {
             for (int spin = 0; spin < kSpins && epoch_.load(std::memory_order_acquire) == seen; spin++) pause();
-            epoch_.wait(seen, std::memory_order_acquire);
+            if (epoch_.load(std::memory_order_acquire) == seen) {
+                sleeping_.fetch_add(1, std::memory_order_seq_cst);
+                epoch_.wait(seen, std::memory_order_seq_cst);
+                sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+            }
             seen = epoch_.load(std::memory_order_acquire);
             if (quit_.load()) return;
             take();
-            busy_.fetch_sub(1, std::memory_order_release);
         }
     }
     void stop() {
@@ -74,12 +98,14 @@ private:
     }
 
     std::vector<std::thread> workers_;
-    std::atomic<uint64_t> epoch_{0};
-    std::atomic<int> next_{0}, busy_{0};
+    std::atomic<uint32_t> epoch_{0};
+    std::atomic<uint64_t> ticket_{0};
+    std::atomic<int> done_{0}, sleeping_{0};
     std::atomic<bool> quit_{false};
+    uint64_t num_jobs_ = 0;
     void (*fn_)(void*, int) = nullptr;
     void* context_ = nullptr;
-    int count_ = 0;
+    int first_ = 0;
 };
 
 Pool& pool() {
