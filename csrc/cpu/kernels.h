@@ -105,9 +105,10 @@ struct Kernels {
     // Stores the MTP layer's KV of hidden [T, H] and the tokens behind them; see mtp.inc.
     void (*mtp_write_kv)(const Mtp&, const int64_t* tokens, const void* hidden, int rows, const int64_t* positions, const int64_t* slots,
                          const Pages&, DType);
-    // Chains drafts of several sequences; see mtp.inc.
-    void (*mtp_draft)(const Mtp&, const int64_t* tokens, const void* hidden, int sequences, const int64_t* positions, const int64_t* depths,
-                      int num_tokens, const Pages&, const int64_t* page_table, int64_t table_stride, int64_t* drafted, float* logits_of, DType);
+    // KV entries of what several sequences settled, and a chain of drafts for each; see mtp.inc.
+    void (*mtp_draft)(const Mtp&, const int64_t* tokens, const void* hidden, int sequences, const int64_t* first_rows, const int64_t* counts,
+                      const int64_t* positions, const int64_t* depths, int num_tokens, const Pages&, const int64_t* page_table,
+                      int64_t table_stride, int64_t* drafted, float* logits_of, DType);
 };
 
 const Kernels* avx512_kernels();

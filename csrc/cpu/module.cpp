@@ -484,13 +484,15 @@ PyObject* mtp_write_kv(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->mtp_write_kv(owned->mtp, tokens, hidden, rows, positions, slots, pages, dtype); });
 }
 
-// (mtp, tokens, hidden, sequences, positions, depths, num_tokens, pages x 5, page_table, table_stride, drafted, logits, dtype)
+// (mtp, tokens, hidden, sequences, first_rows, counts, positions, depths, num_tokens, pages x 5, page_table, table_stride, drafted, logits, dtype)
 PyObject* mtp_draft(PyObject*, PyObject* const* items, Py_ssize_t count) {
-    Arguments a(items, count, 17);
+    Arguments a(items, count, 19);
     auto* owned = a.capsule<OwnedMtp>(kMtp);
     const int64_t* tokens = a.address<const int64_t>();
     const void* hidden = a.address<const void>();
     const int sequences = a.number();
+    const int64_t* first_rows = a.address<const int64_t>();
+    const int64_t* counts = a.address<const int64_t>();
     const int64_t* positions = a.address<const int64_t>();
     const int64_t* depths = a.address<const int64_t>();
     const int num_tokens = a.number();
@@ -501,7 +503,8 @@ PyObject* mtp_draft(PyObject*, PyObject* const* items, Py_ssize_t count) {
     float* logits = a.address<float>();
     const DType dtype = a.dtype();
     return run(a, [&] {
-        active->mtp_draft(owned->mtp, tokens, hidden, sequences, positions, depths, num_tokens, pages, page_table, stride, drafted, logits, dtype);
+        active->mtp_draft(owned->mtp, tokens, hidden, sequences, first_rows, counts, positions, depths, num_tokens, pages, page_table, stride,
+                          drafted, logits, dtype);
     });
 }
 

@@ -17,6 +17,9 @@ then drafts as far as its own acceptance is worth that, so one that is hard to g
 pays for the expected loss. So what looks hopeless is tried rarely, and a close call often. Depth 0 is one of them, and preferred unless
 drafting is better by `MARGIN`; drafting can therefore lose only what probing costs.
 
+**Cost.** All of this is arithmetic in Python, a tenth of a millisecond, which a small model does not hide: a decision holds for
+`DECIDE_EVERY` steps as long as the same sequences decode.
+
 Depths never change tokens (`speculation`), so it does no harm that they depend on time.
 """
 
@@ -29,6 +32,7 @@ from typing import NamedTuple, Protocol
 PROBE_BUDGET = 0.01  # of the time
 PROBE_STEPS = 4
 PROBE_EVERY = 64  # steps at least between two probes of a depth
+DECIDE_EVERY = 8  # steps
 MARGIN = 1.01  # drafting must beat not drafting by so much, and another depth the present one
 MAX_SITUATIONS = 128
 
@@ -130,11 +134,27 @@ class AdaptiveDepth:
         self._probe_depth = 0
         self._probe_left = 0
         self._credit: list[float] | None = None  # seconds, per depth
+        self._decided: dict[str, int] = {}  # depths in force
+        self._left = 0  # steps for which they still are
+        self._steps = 1  # since the decision before
 
     def choose(self, candidates: Seq[Candidate], context: int) -> list[int]:
         """As deep as it pays, for each sequence."""
         if not candidates:
             return []
+        if self._left and len(candidates) == len(self._decided):
+            held = [self._decided.get(candidate.id, -1) for candidate in candidates]
+            if min(held) >= 0:
+                self._left -= 1
+                self._steps += 1
+                return [min(depth, candidate.room) for depth, candidate in zip(held, candidates, strict=True)]
+        depths = self._decide(candidates, context)
+        self._decided = {candidate.id: depth for candidate, depth in zip(candidates, depths, strict=True)}
+        self._steps = 1
+        return depths
+
+    def _decide(self, candidates: Seq[Candidate], context: int) -> list[int]:
+        self._left = 0
         situation = _Situation.of(len(candidates), context)
         times = self._estimated(situation)
         if times is None:  # nothing was ever measured
@@ -145,6 +165,7 @@ class AdaptiveDepth:
             depths = self._best(times, candidates, survival)
             self._start_probe(situation, times, survival)
             if self._probe_left == 0:
+                self._left = DECIDE_EVERY - 1
                 return self._noted(candidates, depths)
         self._probe_left -= 1
         return self._noted(candidates, [min(self._probe_depth, candidate.room) for candidate in candidates])
@@ -249,7 +270,8 @@ class AdaptiveDepth:
             if depth == self._present:
                 continue
             loss = PROBE_STEPS * max(0.0, cost[depth] - tokens[depth] / rate)
-            self._credit[depth] = min(self._credit[depth] + PROBE_BUDGET / self.max_depth * seconds, 2 * loss + PROBE_STEPS * times[0])
+            earned = PROBE_BUDGET / self.max_depth * seconds * self._steps
+            self._credit[depth] = min(self._credit[depth] + earned, 2 * loss + PROBE_STEPS * times[0])
             due = known is None or known.steps_since(depth) >= PROBE_EVERY
             if self._probe_left == 0 and due and self._credit[depth] >= loss:
                 self._credit[depth] -= loss
@@ -291,11 +313,12 @@ class AdaptiveDepth:
 
     def _noted(self, candidates: Seq[Candidate], depths: list[int]) -> list[int]:
         """Age the tallies of what is not tried."""
-        self._all.fade(max(depths))
+        keep = _FADE**self._steps
+        self._all.fade(max(depths), keep)
         for candidate, depth in zip(candidates, depths, strict=True):
             own = self._own.get(candidate.id)
             if own is not None and depth < self.max_depth:
-                own.fade(depth)
+                own.fade(depth, keep)
         return depths
 
 
@@ -327,12 +350,12 @@ class _Tally:
             self._hits[position] = self._hits[position] * self._keep + (position < num_accepted)
             self._trials[position] = self._trials[position] * self._keep + 1.0
 
-    def fade(self, start: int) -> None:
+    def fade(self, start: int, keep: float) -> None:
         """Positions from `start` on are not tried at present."""
         for position in range(start, len(self._hits)):
             if self._trials[position] > _FADED:
-                self._hits[position] *= _FADE
-                self._trials[position] *= _FADE
+                self._hits[position] *= keep
+                self._trials[position] *= keep
 
     def rates(self, prior: list[float] | None) -> list[float]:
         """Per position the rate of success, leaning on `prior` while trials are few."""

@@ -7,7 +7,7 @@ position on each time.
 **Upkeep.** Every settled position gets the entry of its *true* hidden state, which overwrites whatever drafting had left in the slot.
 The entry is a function of the layer's input alone, so positions that draft nothing cost two projections: no attention, no
 experts, no head. And where a sequence does not draft, its entries can wait: the hidden states of its last, incomplete page are
-retained, one row of 64 per running sequence, and written together
+retained, at most 64 rows per running sequence, and written together
 
     as soon as the page is complete, because complete pages are published and must be complete in every layer, or
     when the sequence drafts again.
@@ -64,66 +64,57 @@ class MTPProposer:
         self._num_tokens = num_tokens
         self._observer = observer
         self._clock = clock
-        embedding = runner.model.embed_tokens  # has the dtype of hidden states
-        # Hidden states of positions whose entries wait: position p of the sequence in row r at r * 64 + p % 64.
-        self._retained = embedding.new_zeros(config.max_num_seqs * PAGE_SIZE, embedding.shape[1])
-        self._written = [(0, 0)] * config.max_num_seqs  # per row: admission of the sequence in it, and up to where entries are there
+        self._waiting = [_Waiting() for _ in range(config.max_num_seqs)]  # by the sequences' rows
+        self._widest_kept = 2 * config.max_num_seqs  # steps with more rows are copied from, so that no large one outlives its step
 
     def propose(self, settled: Seq[Settled], hidden: Tensor) -> list[list[int] | None]:
         """Write or retain what the step settled, and chain as many drafts as each sequence wants."""
         start = self._clock()
-        caught_up = self._settle(settled, hidden)
+        layer = self._runner.model.mtp
+        packed = None if layer is None else layer.packed
+        caught_up = self._settle(settled, hidden, chain_writes=packed is not None)
         drafts: list[list[int] | None] = [[] for _ in settled]
         wanting = [i for i, item in enumerate(settled) if item.depth > 0]
-        if wanting:
-            layer = self._runner.model.mtp
-            if layer is not None and layer.packed is not None:
-                self._chain_at_once(layer.packed, settled, wanting, hidden, drafts, None if caught_up else start)
-            else:
-                self._chain(settled, wanting, hidden, drafts, None if caught_up else start)
+        if wanting and packed is not None:
+            self._chain_at_once(packed, settled, wanting, hidden, drafts, None if caught_up else start)
+        elif wanting:
+            self._chain(settled, wanting, hidden, drafts, None if caught_up else start)
         return drafts
 
-    def _settle(self, settled: Seq[Settled], hidden: Tensor) -> bool:
-        """Entries of all positions but those whose output is wanted as well; returns whether a drafting sequence had some waiting."""
+    def _settle(self, settled: Seq[Settled], hidden: Tensor, *, chain_writes: bool) -> bool:
+        """Entries of all positions but those that drafting writes: the last of each sequence that drafts, or with `chain_writes` all that
+        it settled. Returns whether a drafting sequence had some waiting."""
         spans: list[Span] = []
-        next_tokens: list[int] = []
         rows: list[int] = []  # of `hidden`
-        retained: list[int] = []
-        to_retain: list[tuple[int, int]] = []
-        waited: list[tuple[Sequence, int, int, int]] = []
+        waited: list[tuple[Sequence, int, int]] = []  # with first position and number of entries
+        states: list[Tensor] = []
         caught_up = False
         for sequence, first_row, num_rows, start, depth in settled:
-            base = sequence.row * PAGE_SIZE
-            admission, written = self._written[sequence.row]
-            if admission != sequence.admission:  # it (re)started with pages from the cache, which have all their entries
-                written = start
-            end = start + num_rows
-            if not depth and end // PAGE_SIZE == written // PAGE_SIZE:
-                to_retain += [(base + p % PAGE_SIZE, first_row + p - start) for p in range(start, end)]
-                self._written[sequence.row] = (sequence.admission, written)
+            waiting = self._waiting[sequence.row]
+            if waiting.admission != sequence.admission:  # it (re)started with pages from the cache, which have all their entries
+                waiting.restart(sequence.admission)
+            if not depth and (start + num_rows) // PAGE_SIZE == (start - waiting.count) // PAGE_SIZE:
+                waiting.add(hidden, first_row, num_rows, self._widest_kept)
                 continue
-            self._written[sequence.row] = (sequence.admission, end)
-            if written < start:
+            if waiting.count:
                 caught_up |= depth > 0
-                waited.append((sequence, len(retained), start - written, written))
-                retained += [base + p % PAGE_SIZE for p in range(written, start)]
-            count = num_rows - (depth > 0)
+                waited.append((sequence, start - waiting.count, waiting.count))
+                states += waiting.take()
+            count = num_rows if not depth else 0 if chain_writes else num_rows - 1
             if count:
                 spans.append(Span(sequence, len(rows), count, start))
                 rows += range(first_row, first_row + count)
-        if to_retain:
-            index = torch.tensor(to_retain, device=hidden.device).unbind(1)
-            self._retained.index_copy_(0, index[0], hidden[index[1]])
         if waited or spans:
-            states = self._runner.take(hidden, rows) if rows else hidden[:0]
-            if waited:
-                # Entries do not depend on each other, so their order does not matter.
-                states = torch.cat([states, self._retained[torch.tensor(retained, device=hidden.device)]])
-                spans += [Span(sequence, len(rows) + first, count, start) for sequence, first, count, start in waited]
+            for sequence, start, count in waited:  # entries do not depend on each other, so their order does not matter
+                first = spans[-1].first_row + spans[-1].num_rows if spans else 0
+                spans.append(Span(sequence, first, count, start))
+            if rows:
+                states.insert(0, self._runner.take(hidden, rows))
+            next_tokens: list[int] = []
             for span in spans:
                 next_tokens += span.sequence.tokens[span.start + 1 : span.start + 1 + span.num_rows]
             ids, ctx = self._runner.context(spans, next_tokens)
-            self._runner.model.mtp_write_kv(ids, states, ctx)
+            self._runner.model.mtp_write_kv(ids, torch.cat(states) if len(states) > 1 else states[0], ctx)
         return caught_up
 
     def _chain(
@@ -164,22 +155,27 @@ class MTPProposer:
         drafts: list[list[int] | None],
         started: float | None,
     ) -> None:
-        """`_chain` as one call of the native kernels; a pass is taken to cost its share of the whole."""
+        """`_chain`, and the entries before it, as one call of the native kernels; a pass is taken to cost its share of the whole."""
         runner, observer = self._runner, self._observer
-        wanting = sorted(wanting, key=lambda i: -settled[i].depth)
+        if len(wanting) > 1:
+            wanting = sorted(wanting, key=lambda i: -settled[i].depth)
         items = [settled[i] for i in wanting]
-        rows = torch.tensor([item.first_row + item.num_rows - 1 for item in items])
+        tokens: list[int] = []
+        for sequence, _, num_rows, start, _ in items:
+            tokens += sequence.tokens[start + 1 : start + 1 + num_rows]
         chains, logits = layer.draft(
-            tokens=[item.sequence.tokens[-1] for item in items],
-            hidden=hidden[rows],
-            positions=[item.start + item.num_rows - 1 for item in items],
+            hidden,
+            tokens=tokens,
+            first_rows=[item.first_row for item in items],
+            counts=[item.num_rows for item in items],
+            positions=[item.start for item in items],
             depths=[item.depth for item in items],
             page_table=runner.page_table([item.sequence for item in items]),
             kv=runner.kv[-1],
             num_tokens=self._num_tokens,
         )
         for i, item, chain, values in zip(wanting, items, chains, logits, strict=True):
-            sound = all(math.isfinite(value) for value in values[: item.depth])
+            sound = all(map(math.isfinite, values[: item.depth]))
             drafts[i] = chain[: item.depth] if sound else None
         if observer is None:
             return
@@ -189,3 +185,33 @@ class MTPProposer:
         share = (self._clock() - started) / items[0].depth
         for depth in range(items[0].depth):
             observer.observe_pass(depth, sum(item.depth > depth for item in items), share)
+
+
+class _Waiting:
+    """Hidden states of a sequence's last positions, whose entries are not written yet."""
+
+    __slots__ = ("_pieces", "admission", "count")
+
+    def __init__(self) -> None:
+        self.admission = 0
+        self.count = 0
+        self._pieces: list[tuple[Tensor, int, int]] = []  # tensor, first row, number of rows
+
+    def restart(self, admission: int) -> None:
+        """Another sequence, or the same with other pages."""
+        self.admission, self.count = admission, 0
+        self._pieces.clear()
+
+    def add(self, hidden: Tensor, first_row: int, num_rows: int, widest_kept: int) -> None:
+        """Retain rows of `hidden` [T, H]: a reference while T is small, which costs nothing in most steps, else a copy."""
+        if hidden.shape[0] > widest_kept:
+            hidden, first_row = hidden[first_row : first_row + num_rows].clone(), 0
+        self._pieces.append((hidden, first_row, num_rows))
+        self.count += num_rows
+
+    def take(self) -> list[Tensor]:
+        """All of them, in order; none wait any more."""
+        states = [hidden[first : first + count] for hidden, first, count in self._pieces]
+        self._pieces.clear()
+        self.count = 0
+        return states

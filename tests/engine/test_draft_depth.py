@@ -71,16 +71,23 @@ def test_sequences_that_are_hard_to_guess_do_not_draft_though_others_do():
     assert rate > 1.08 * max(fixed.values()), "no depth for all is as good"
 
 
-def test_a_change_of_acceptance_is_noticed_within_some_tens_of_steps():
-    changing = world(row=0.4, first=0.2, acceptance=[0.0] * 3)
-    changing.acceptance = lambda i, t, j: 0.9 if t < 1000 else 0.02
-    run = simulate(changing, AdaptiveDepth(3), sequences=1, steps=1500, lifetime=10_000)
-    assert sum(run.depths[900:1000]) / 100 > 1.5
-    assert sum(run.depths[1040:1240]) / 200 < 0.35
-    changing.acceptance = lambda i, t, j: 0.02 if t < 1000 else 0.9
-    run = simulate(changing, AdaptiveDepth(3), sequences=1, steps=1600, lifetime=10_000)
-    assert sum(run.depths[900:1000]) / 100 < 0.35
-    assert sum(run.depths[1250:1500]) / 250 > 1.5
+def test_falling_acceptance_is_noticed_within_some_tens_of_steps():
+    falling = world(row=0.4, first=0.2, acceptance=[0.0] * 3)
+    falling.acceptance = lambda i, t, j: 0.9 if t < 1000 else 0.02
+    for seed in range(3):
+        run = simulate(falling, AdaptiveDepth(3), sequences=1, steps=1500, lifetime=10_000, seed=seed)
+        assert sum(run.depths[900:1000]) / 100 > 1.5
+        assert sum(run.depths[1040:1240]) / 200 < 0.35
+
+
+def test_rising_acceptance_is_noticed_by_a_probe():
+    """Which cannot come often where drafting does not pay: they may cost one step in a hundred."""
+    rising = world(row=0.4, first=0.2, acceptance=[0.0] * 3)
+    rising.acceptance = lambda i, t, j: 0.02 if t < 1000 else 0.9
+    for seed in range(3):
+        run = simulate(rising, AdaptiveDepth(3), sequences=1, steps=1900, lifetime=10_000, seed=seed)
+        assert sum(run.depths[900:1000]) / 100 < 0.35
+        assert sum(run.depths[1600:]) / 300 > 1.5
 
 
 def test_a_machine_that_slows_down_for_all_changes_nothing():

@@ -4,6 +4,8 @@ Two things are claimed: the same numbers up to rounding, and rows that do not de
 Every instruction set that this processor can run is tested.
 """
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -285,17 +287,23 @@ def test_a_chain_of_drafts_is_that_of_one_pass_after_another(dtype, name):
     model = GlmModel(config, dtype=dtype).init_weights(5).pack()
     kv = [made(6, 2, config.num_key_value_heads, PAGE_SIZE, config.head_dim, dtype=dtype) for _ in range(config.num_kv_layers)]
     other = [layer.clone() for layer in kv]
-    table, positions, tokens, depths = torch.tensor([[3, 1], [0, 5], [2, 4]]), [61, 5, 100], [7, 8, 9], [5, 3, 1]
-    hidden = made(3, config.hidden_size, dtype=dtype)
+    table, depths = torch.tensor([[3, 1], [0, 5], [2, 4]]), [5, 3, 1]
+    first_rows, counts, positions = [4, 0, 1], [3, 1, 2], [59, 5, 99]
+    tokens = [[5, 6, 7], [8], [3, 9]]  # of each sequence, the last one is where drafting starts
+    hidden = made(7, config.hidden_size, dtype=dtype)
     assert model.mtp is not None and model.mtp.packed is not None
-    chains, _ = model.mtp.packed.draft(
-        tokens=tokens, hidden=hidden, positions=positions, depths=depths, page_table=table, kv=kv[-1], num_tokens=300
-    )
+    draft = partial(model.mtp.packed.draft, hidden, first_rows=first_rows, counts=counts, depths=depths, kv=kv[-1], num_tokens=300)
+    chains, _ = draft(tokens=[token for own in tokens for token in own], positions=positions, page_table=table)
     expected: list[list[int]] = [[], [], []]
     for r in range(3):
-        state, token = hidden[r : r + 1], tokens[r]
+        for at, token in enumerate(tokens[r], positions[r]):
+            state = hidden[first_rows[r] + at - positions[r]].unsqueeze(0)
+            slot = torch.tensor([int(table[r, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE])
+            batch = PagedBatch((0, 1), (at + 1,), table[r : r + 1], slot, other)
+            if at < positions[r] + counts[r] - 1:
+                model.mtp_forward(torch.tensor([token]), state, ForwardContext(torch.tensor([at]), batch, native=True))
         for step in range(depths[r]):
-            at = positions[r] + step
+            at = positions[r] + counts[r] - 1 + step
             slot = torch.tensor([int(table[r, at // PAGE_SIZE]) * PAGE_SIZE + at % PAGE_SIZE])
             batch = PagedBatch((0, 1), (at + 1,), table[r : r + 1], slot, other)
             state = model.mtp_forward(torch.tensor([token]), state, ForwardContext(torch.tensor([at]), batch, native=True))
@@ -304,7 +312,9 @@ def test_a_chain_of_drafts_is_that_of_one_pass_after_another(dtype, name):
     assert [chain[:depth] for chain, depth in zip(chains, depths, strict=True)] == expected
     assert torch.equal(kv[-1], other[-1])
     with pytest.raises(ValueError, match="outside pages"):
-        model.mtp.packed.draft(tokens=[1], hidden=hidden[:1], positions=[126], depths=[3], page_table=table[:1], kv=kv[-1], num_tokens=300)
+        draft(tokens=[1, 2, 3, 4, 5, 6], positions=[126, 5, 99], page_table=table)
+    with pytest.raises(ValueError, match="do not fit"):
+        draft(tokens=[1, 2, 3], positions=positions, page_table=table)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -308,9 +308,11 @@ class PackedMTP:
 
     def draft(
         self,
+        hidden: Tensor,
         *,
         tokens: Sequence[int],
-        hidden: Tensor,
+        first_rows: Sequence[int],
+        counts: Sequence[int],
         positions: Sequence[int],
         depths: Sequence[int],
         page_table: Tensor,
@@ -319,28 +321,35 @@ class PackedMTP:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """Drafts of R sequences and the logit of each: the arg max at depth 1, and from then on of the layer chained on its own output.
 
-        Sequence r goes on from tokens[r] and hidden[r] [R, H] at positions[r]; `depths` must fall. Writes KV at those and the next
-        positions, for which page_table [R, pages] must have pages. Ids from `num_tokens` on are never drafted.
+        Sequence r has counts[r] new states, hidden [T, H] from first_rows[r] on, at positions[r] and behind; `tokens` are those that
+        follow each of these states, sequence after sequence. All states get their KV entry, and drafting goes on from the last.
+        `depths` must fall. page_table [R, pages] must have pages for all positions, drafts included. Ids from `num_tokens` on
+        are never drafted.
         """
-        rows, most = len(tokens), depths[0]
-        last = max(position + depth for position, depth in zip(positions, depths, strict=True))
-        if hidden.shape != (rows, self.layer.hidden_size) or page_table.shape[0] != rows or page_table.stride(1) != 1:
+        rows, most = len(counts), depths[0]
+        last = max(position + count + depth - 1 for position, count, depth in zip(positions, counts, depths, strict=True))
+        end = max(first + count for first, count in zip(first_rows, counts, strict=True))
+        if hidden.shape[1] != self.layer.hidden_size or end > hidden.shape[0] or page_table.shape[0] != rows or page_table.stride(1) != 1:
             raise ValueError(f"hidden states {tuple(hidden.shape)} and page table {tuple(page_table.shape)} are not of {rows} sequences")
         if list(depths) != sorted(depths, reverse=True) or depths[-1] < 1 or num_tokens > self.head.out_features:
             raise ValueError(f"depths {list(depths)} must fall and be at least 1")
+        if min(counts) < 1 or len(tokens) != sum(counts) or min(first_rows) < 0 or min(positions) < 0:
+            raise ValueError(f"{len(tokens)} tokens do not fit {list(counts)} states")
         if last > min(self.rope.shape[0], 64 * page_table.shape[1]) or min(tokens) < 0 or max(tokens) >= self.embedding.shape[0]:
             raise ValueError(f"positions up to {last} or the tokens lie outside pages or vocabulary")
-        given = torch.tensor((tokens, positions, depths))
+        given = torch.tensor((*first_rows, *counts, *positions, *depths, *tokens))
         drafted, logits = torch.zeros(rows, most, dtype=torch.int64), torch.zeros(rows, most)
         hidden = hidden.contiguous()
         start, row = given.data_ptr(), 8 * rows
         _native.mtp_draft(
             self.handle,
-            start,
+            start + 4 * row,
             self._states(hidden),
             rows,
+            start,
             start + row,
             start + 2 * row,
+            start + 3 * row,
             num_tokens,
             *_pages(kv),
             page_table.data_ptr(),

@@ -56,6 +56,8 @@ def mtp_draft(
     tokens: int,
     hidden: int,
     sequences: int,
+    first_rows: int,
+    counts: int,
     positions: int,
     depths: int,
     num_tokens: int,
