@@ -25,7 +25,7 @@ namespace avx2 {
 
 const Kernels* avx2_kernels() {
     static const Kernels table{"avx2",       avx2::linear,         avx2::linear_f32, avx2::mlp, avx2::moe,
-                               avx2::rms_norm, avx2::rope_and_write, avx2::attention,  avx2::highest, avx2::decoder_layer, avx2::trunk,
+                               avx2::multiply_registers, avx2::rms_norm, avx2::rope_and_write, avx2::attention,  avx2::highest, avx2::decoder_layer, avx2::trunk,
                                avx2::mtp_write_kv, avx2::mtp_draft};
     return &table;
 }

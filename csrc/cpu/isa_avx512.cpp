@@ -25,7 +25,7 @@ namespace avx512 {
 
 const Kernels* avx512_kernels() {
     static const Kernels table{"avx512",       avx512::linear,         avx512::linear_f32, avx512::mlp, avx512::moe,
-                               avx512::rms_norm, avx512::rope_and_write, avx512::attention,  avx512::highest, avx512::decoder_layer, avx512::trunk,
+                               avx512::multiply_registers, avx512::rms_norm, avx512::rope_and_write, avx512::attention,  avx512::highest, avx512::decoder_layer, avx512::trunk,
                                avx512::mtp_write_kv, avx512::mtp_draft};
     return &table;
 }

@@ -26,7 +26,7 @@ namespace avx512_bf16 {
 
 const Kernels* avx512_bf16_kernels() {
     static const Kernels table{"avx512_bf16",       avx512_bf16::linear,         avx512_bf16::linear_f32, avx512_bf16::mlp, avx512_bf16::moe,
-                               avx512_bf16::rms_norm, avx512_bf16::rope_and_write, avx512_bf16::attention,  avx512_bf16::highest, avx512_bf16::decoder_layer, avx512_bf16::trunk,
+                               avx512_bf16::multiply_registers, avx512_bf16::rms_norm, avx512_bf16::rope_and_write, avx512_bf16::attention,  avx512_bf16::highest, avx512_bf16::decoder_layer, avx512_bf16::trunk,
                                avx512_bf16::mtp_write_kv, avx512_bf16::mtp_draft};
     return &table;
 }

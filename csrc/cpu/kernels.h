@@ -88,6 +88,8 @@ struct Kernels {
     void (*mlp)(const Linear& gate, const Linear& up, const Linear& down, const void* x, int rows, const void* residual, void* out, DType);
     // The whole mixture of experts (+ residual).
     void (*moe)(const Experts&, const void* x, int rows, const void* residual, void* out, DType dtype);
+    // Register-only multiply-adds, to measure the ceiling; see gemm.inc.
+    float (*multiply_registers)(int64_t steps, DType weight, DType activation);
     void (*rms_norm)(const void* x, const void* weight, float eps, int rows, int width, void* out, DType dtype);
     // qkv [T, (Hq + 2 Hkv) D] -> q [T, Hq, D] normed and turned; k (normed, turned) and v go to their slots. rope [T, 2, rotary_dim / 2]
     // holds the cosines and sines of each token's position.
@@ -133,6 +135,9 @@ template <class F>
 void parallel_for(int count, F&& body) {
     parallel_for(count, true, static_cast<F&&>(body));
 }
+
+// Reads every byte once, with all threads; returns something of the result. For the ceiling that benchmarks compare with.
+uint64_t read_memory(const void* p, size_t bytes);
 
 // 64-byte aligned memory, on huge pages where it is large; zeroed.
 void* allocate_aligned(size_t bytes);

@@ -6,6 +6,7 @@
 #include <Python.h>
 
 #include <bit>
+#include <chrono>
 #include <cstring>
 #include <vector>
 
@@ -389,6 +390,48 @@ PyObject* highest(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->highest(x, rows, stride, n, values, places); });
 }
 
+// (bytes) -> seconds to read that much memory once with all threads, the best of three times
+PyObject* measure_reading(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 1);
+    const long long bytes = a.integer();
+    if (!a.failed() && bytes < 1) a.fail("nothing to read");
+    if (a.failed()) return nullptr;
+    void* memory = allocate_aligned(bytes);
+    if (!memory) return PyErr_NoMemory();
+    double best = 0.0;
+    volatile uint64_t kept = 0;
+    Py_BEGIN_ALLOW_THREADS;
+    for (int i = 0; i < 3; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        kept = kept ^ read_memory(memory, bytes);
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        best = i == 0 || seconds < best ? seconds : best;
+    }
+    free_aligned(memory, bytes);
+    Py_END_ALLOW_THREADS;
+    return PyFloat_FromDouble(best);
+}
+
+// (steps, weight dtype, activation dtype) -> seconds for that many rounds of `multiply_registers` on every thread, the best of three times
+PyObject* measure_multiplying(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 3);
+    const long long steps = a.integer();
+    const DType weight = a.dtype(), activation = a.dtype();
+    if (!a.failed() && !active) a.fail("there are no kernels for this processor");
+    if (a.failed()) return nullptr;
+    double best = 0.0;
+    Py_BEGIN_ALLOW_THREADS;
+    std::vector<float> kept(num_threads());
+    for (int i = 0; i < 3; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        parallel_for(num_threads(), [&](int thread) { kept[thread] = active->multiply_registers(steps, weight, activation); });
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        best = i == 0 || seconds < best ? seconds : best;
+    }
+    Py_END_ALLOW_THREADS;
+    return PyFloat_FromDouble(best);
+}
+
 Pages pages_of(Arguments& a) {
     void* data = a.address<void>();
     float* scales = a.address<float>();
@@ -604,6 +647,8 @@ PyMethodDef methods[] = {
     FAST(highest),
     FAST(rope_and_write),
     FAST(attention),
+    FAST(measure_reading),
+    FAST(measure_multiplying),
     {"supported", supported_names, METH_NOARGS, nullptr},
     {"active", active_name, METH_NOARGS, nullptr},
     {"select", select_kernels, METH_O, nullptr},

@@ -119,6 +119,21 @@ void run_parallel(int count, void (*fn)(void*, int), void* context) { pool().run
 void set_num_threads(int count) { pool().resize(count < 1 ? 1 : count); }
 int num_threads() { return pool().size(); }
 
+uint64_t read_memory(const void* p, size_t bytes) {
+    constexpr size_t kBlock = size_t{1} << 20;
+    std::atomic<uint64_t> total{0};
+    parallel_for(static_cast<int>(bytes / kBlock), [&](int i) {
+        const auto* words = reinterpret_cast<const uint64_t*>(static_cast<const char*>(p) + i * kBlock);
+        uint64_t sums[8] = {};
+        for (size_t j = 0; j < kBlock / 8; j += 8)
+            for (int k = 0; k < 8; k++) sums[k] ^= words[j + k];
+        uint64_t all = 0;
+        for (uint64_t sum : sums) all ^= sum;
+        total.fetch_xor(all, std::memory_order_relaxed);
+    });
+    return total.load();
+}
+
 constexpr size_t kHugePage = size_t{2} << 20;
 
 void* allocate_aligned(size_t bytes) {

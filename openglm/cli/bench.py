@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="What to measure: server, offline or recovery.")] = "server",
+    what: Annotated[str, typer.Argument(help="What to measure: server, offline, recovery or kernels.")] = "server",
     model: Annotated[Path | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
     serve_flags: Annotated[str, typer.Option(help="server, recovery: further flags for glm serve, as one string.")] = "",
     streams: Annotated[int | None, typer.Option(min=1, help="server, recovery: streams at once. Default: 8, 32.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="server, offline: tokens per answer.")] = 128,
-    quick: Annotated[bool, typer.Option("--quick", help="offline: a smoke run of seconds, whose figures mean nothing.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="offline, kernels: a smoke run of seconds, whose figures mean nothing.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="kernels: threads of the kernels.")] = 1,
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
@@ -36,6 +37,8 @@ def command(
     glm bench offline                                            the engine alone: streams, draft depths, step parts, prefix cache
 
     glm bench recovery                                           kill -9 of the engine under 32 streams, 20 times
+
+    glm bench kernels --threads 2                                every CPU kernel at real widths, against the machine's limits
     """
     import shlex
 
@@ -53,8 +56,10 @@ def command(
             figures, tables = _offline(model, rounds, tokens, quick, tell)
         case "recovery":
             figures, tables = _recovery(flags, streams or 32, rounds or 20, tell)
+        case "kernels":
+            figures, tables = _kernels(threads, quick, tell)
         case _:
-            raise ConfigError(f"no measurement is called {what!r}; known: server, offline, recovery")
+            raise ConfigError(f"no measurement is called {what!r}; known: server, offline, recovery, kernels")
     for table in tables:
         Console().print(table)
     if json_file:
@@ -114,6 +119,34 @@ def _recovery(flags: list[str], streams: int, rounds: int, tell: Callable[[str],
         times = (f"{seconds:.2f} s" for seconds in (one.last_told_s, one.ready_s, one.answered_s))
         table.add_row(str(number), f"{one.num_told} of {streams}", *times)
     table.caption = f"{figures.num_good} of {rounds}: everyone told within 1 s, ready within 10 s, the port open all the time"
+    return figures, [table]
+
+
+def _kernels(threads: int, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+    from openglm.bench.kernels import measure_kernels
+
+    if quick:
+        figures = measure_kernels(("glm-nano",), rows=(1, 2), contexts=(128,), threads=threads, seconds=0.01, progress=tell)
+    else:
+        figures = measure_kernels(threads=threads, progress=tell)
+    title = f"glm bench kernels, {figures.instruction_set}, {figures.threads} thread(s)"
+    table = _table(title, figures.machine, "model", "op", "rows", "time", "GB/s", "of reading", "GFLOP/s", "of peak")
+    for one in figures.figures:
+        reading, flops = one.num_bytes / one.seconds, one.flops / one.seconds
+        table.add_row(
+            one.variant,
+            one.op,
+            str(one.rows),
+            f"{one.seconds * 1e6:.0f} us",
+            f"{reading / 1e9:.1f}" + ("" if one.cold else " *"),
+            f"{reading / figures.read_bytes_per_second:.0%}",
+            f"{flops / 1e9:.0f}",
+            f"{flops / figures.peak_flops:.0%}",
+        )
+    table.caption = (
+        f"ceilings in this run: {figures.read_bytes_per_second / 1e9:.1f} GB/s, {figures.peak_flops / 1e9:.0f} GFLOP/s in bf16; "
+        "* from a cache, at least in part"
+    )
     return figures, [table]
 
 

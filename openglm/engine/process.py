@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import logging
 import os
 import selectors
@@ -92,6 +93,8 @@ class EngineProcess:
         """Work until the process ends."""
         core = self._core
         assert core is not None
+        gc.collect()
+        gc.freeze()  # what loading made stays; a collection that looks at all of it again would stop every stream
         while True:
             self._poll(None if not core.has_work else 0.0)
             if core.has_work:

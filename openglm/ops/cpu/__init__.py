@@ -54,6 +54,23 @@ def set_num_threads(count: int) -> None:
         _native.set_threads(count)
 
 
+def num_threads() -> int:
+    """Size of the kernels' thread pool, the calling thread included."""
+    return _native.threads()
+
+
+def read_bandwidth(num_bytes: int) -> float:
+    """Bytes per second at which all threads together read memory of this size; measured now."""
+    return num_bytes / _native.measure_reading(num_bytes)
+
+
+def peak_flops(weight: torch.dtype, activation: torch.dtype) -> float:
+    """Floating-point operations per second of all threads when nothing but the kernels' multiply-adds runs; measured now."""
+    steps, pairs = 3_000_000, available() == "avx512_bf16" and weight == activation == torch.bfloat16
+    seconds = _native.measure_multiplying(steps, _CODES[weight], _CODES[activation])
+    return num_threads() * steps * 12 * 16 * 2 * (2 if pairs else 1) / seconds
+
+
 class PackedLinear:
     """A weight [N, K] with its bias in panel order. bf16 where that loses nothing, so an fp32 model may stream half the bytes."""
 
@@ -515,7 +532,10 @@ __all__: Sequence[str] = [
     "PackedTrunk",
     "available",
     "highest",
+    "num_threads",
     "paged_attention",
+    "peak_flops",
+    "read_bandwidth",
     "rms_norm",
     "rope_and_write",
     "select",
