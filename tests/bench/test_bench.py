@@ -6,6 +6,7 @@ import pytest
 
 from openglm.bench.recovery import READY_WITHIN_S, TOLD_WITHIN_S, measure_recovery
 from openglm.cli.main import main
+from openglm.ops import cpu
 
 
 def _run(*arguments: str) -> int:
@@ -31,9 +32,23 @@ def test_quick_offline_run_prints_figures_beside_the_marks(tmp_path, capsys, mon
     assert figures["machine"]["torch"]
 
 
+@pytest.mark.skipif(cpu.available() is None, reason="this machine has no native kernels")
+def test_quick_kernel_run_compares_every_op_with_both_ceilings(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert _run("kernels", "--quick", "--json", str(tmp_path / "figures.json")) == 0
+    assert "of reading" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["read_bytes_per_second"] > 1e8 and figures["peak_flops"] > 1e8
+    ops = {one["op"] for one in figures["figures"]}
+    assert ops == {"qkv", "o", "head", "mlp", "experts", "attention, 128 tokens"}
+    weights = 2 * 3072 * 256
+    assert all(one["num_bytes"] == weights and one["flops"] == one["rows"] * weights for one in figures["figures"] if one["op"] == "head")
+    assert all(one["seconds"] > 0 for one in figures["figures"])
+
+
 def test_an_unknown_measurement_is_named(capsys):
     assert _run("ofline") == 2
-    assert "server, offline, recovery" in capsys.readouterr().err
+    assert "server, offline, recovery, kernels" in capsys.readouterr().err
 
 
 @pytest.mark.slow
