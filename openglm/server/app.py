@@ -9,7 +9,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openglm.server.access import Gate, KeyRing
-from openglm.server.openai_routes import ChatCompletions, Models, write_refusal
+from openglm.server.dialects import write_refusal
+from openglm.server.openai_routes import Models, chat_completions
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.service import Service
 
@@ -23,7 +24,7 @@ def build_app(service: Service) -> ASGIApp:
             Route("/ready", health.ready, methods=["GET"]),
             Route("/v1/models", models.list, methods=["GET"]),
             Route("/v1/models/{name:path}", models.one, methods=["GET"]),
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
         ],
         redirect_slashes=False,  # a redirect would be answered although no route has that path
     )

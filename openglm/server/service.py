@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator
 
 from openglm.config.server import ServerConfig
+from openglm.server.ignored_fields import IgnoredFields
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.served_model import ServedModel
 from openglm.server.traffic import Traffic
@@ -35,6 +36,8 @@ class Service:
         self.engine = engine
         self.traffic = Traffic(config.max_queued_requests)
         self.draining = False
+        self.ignored_fields = IgnoredFields()
+        self._turns: dict[str, PreparedTurn] = {}
         self._loaded = asyncio.Event()
 
     @property
@@ -83,14 +86,29 @@ class Service:
         """Generate, and log how it went."""
         began = time.monotonic()
         end: TurnEnd | None = None
+        self._turns[turn.id] = turn
         try:
             async with contextlib.aclosing(run(turn, self.engine, self.model.tokenizer)) as steps:
                 async for step in steps:
                     end = step.end
                     yield step
         finally:
+            del self._turns[turn.id]
             seconds = time.monotonic() - began
             detail = {"request": turn.id, "seconds": f"{seconds:.3f}", "prompt_tokens": len(turn.prompt_ids)}
             if end is not None:
                 detail |= {"completion_tokens": end.usage.completion_tokens, "cached_tokens": end.usage.cached_tokens}
             logger.info("turn ended: %s", end.finish_reason if end else "aborted", extra=detail)
+
+    async def abort(self, name: str | None) -> int:
+        """End the running turns that a client knows by this name - its own id, or the id in the answer - or all (None); they end
+        with the finish reason "abort". Returns how many there were."""
+        wanted = [turn.id for turn in self._turns.values() if name is None or _is_named(turn, name)]
+        for turn_id in wanted:
+            await self.engine.abort(turn_id)
+        return len(wanted)
+
+
+def _is_named(turn: PreparedTurn, name: str) -> bool:
+    known = turn.follows or turn.id
+    return name in (turn.request.client_id, turn.id, known) or name.partition("-")[2] == known

@@ -66,6 +66,7 @@ USAGE = {
     "completion_tokens": 13,
     "total_tokens": 21,
     "prompt_tokens_details": {"cached_tokens": 3},
+    "cache_read_input_tokens": 3,
     "completion_tokens_details": {"reasoning_tokens": 4, "draft_tokens": 4, "accepted_draft_tokens": 2},
 }
 
