@@ -8,6 +8,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openglm.server import anthropic_routes
 from openglm.server.access import Gate, KeyRing
 from openglm.server.dialects import write_refusal
 from openglm.server.openai_routes import Models, chat_completions
@@ -25,6 +26,8 @@ def build_app(service: Service) -> ASGIApp:
             Route("/v1/models", models.list, methods=["GET"]),
             Route("/v1/models/{name:path}", models.one, methods=["GET"]),
             Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
+            Route("/v1/messages", anthropic_routes.messages(service), methods=["POST"]),
+            Route("/v1/messages/count_tokens", anthropic_routes.count_tokens(service), methods=["POST"]),
         ],
         redirect_slashes=False,  # a redirect would be answered although no route has that path
     )

@@ -126,6 +126,11 @@ class GeneratingRoute:
         )
 
 
+def left_out(what: str, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """A header that tells the client how many parts of its request had no effect, since an answer comes all the same."""
+    return (("x-openglm-warning", f"{len(names)} of the {what} cannot be used by this server and were left out"),) if names else ()
+
+
 async def prepare_all(service: Service, exchange: Exchange, size: int) -> tuple[PreparedTurn, ...]:
     """Every prompt made ready, once the model is there. `size` is that of the body in bytes."""
     await service.wait_until_loaded()
