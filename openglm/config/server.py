@@ -29,6 +29,8 @@ class RequestLimits:
     stop_token_ids: int = 128
     top_logprobs: int = 20
     choices: int = 8
+    prompts: int = 128
+    """Of one body that brings several, times the choices of each."""
     logit_biases: int = 300
     bad_words: int = 128
     bad_word_chars: int = 64

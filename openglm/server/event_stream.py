@@ -2,8 +2,8 @@
 
 Both watch the connection beside the work. A client that goes away cancels the work, and with it the engine's request, so its
 pages are free within a step. A silent stream sends a comment, or what its dialect has for that, now and then, because proxies cut
-connections on which nothing moves during a long prefill. The response starts only when its first bytes are there, so that whatever fails before then
-is still an HTTP status.
+connections on which nothing moves during a long prefill. The response starts only when its first bytes are there, so that whatever
+fails before then is still an HTTP status.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class EventStream:
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        if self._first:
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
         async for chunk in self._chunks:
             self._sent_since_tick = True
             await send({"type": "http.response.body", "body": chunk, "more_body": True})

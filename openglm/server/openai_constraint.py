@@ -20,10 +20,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from openglm.config.server import RequestLimits
-from openglm.engine.constraint import Constraint
+from openglm.engine.constraint import Constraint, ConstraintKind
 from openglm.errors import RequestError
 from openglm.server.sampling_fields import SamplingFields
-from openglm.text.answer_grammar import ANY_OBJECT, choice_answer, grammar_answer, json_answer, regex_answer
+from openglm.text.answer_grammar import (
+    ANY_OBJECT,
+    choice_answer,
+    choice_grammar,
+    client_grammar,
+    grammar_answer,
+    json_answer,
+    regex_answer,
+)
 from openglm.text.messages import JSON, Tool
 from openglm.text.schema_limits import check_schema
 from openglm.text.tool_grammar import calls_grammar, each_call_grammar, is_strict
@@ -54,6 +62,8 @@ class Form:
 
     param: str
     write: Write
+    plain: Callable[[], tuple[ConstraintKind, str]]
+    """The same without the layout of a turn around it, for raw prompts."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,15 @@ def read_constraint(fields: FormFields, tools: tuple[Tool, ...], limits: Request
         _check_tools(choice.tools, limits)
         return Constraint("lark", each_call_grammar(choice.tools, one_call=one_call), at="call", reads_calls=True, param="tools")
     return None
+
+
+def read_plain_constraint(fields: FormFields, limits: RequestLimits) -> Constraint | None:
+    """The constraint on the continuation of a raw prompt, to which tools mean nothing."""
+    form = _form(fields, limits)
+    if form is None:
+        return None
+    kind, text = form.plain()
+    return Constraint(kind, text, param=form.param)
 
 
 def _choice(choice: str | dict[str, Any] | None, tools: tuple[Tool, ...]) -> _Choice:
@@ -157,7 +176,7 @@ def _response_format(value: dict[str, Any] | None, limits: RequestLimits) -> For
     if value is None or kind in (None, "text"):
         return None
     if kind == "json_object":
-        return Form("response_format", lambda tools, one: json_answer(ANY_OBJECT, tools=tools, one_call=one))
+        return _any_object("response_format")
     if kind != "json_schema":
         where = "response_format.type"
         raise RequestError(f'{where} must be "text", "json_object" or "json_schema"', param=where)
@@ -168,10 +187,22 @@ def _response_format(value: dict[str, Any] | None, limits: RequestLimits) -> For
     return schema_form(f"{where}.schema", inner["schema"], limits, param=where, strict=inner.get("strict") is True)
 
 
+def _any_object(param: str) -> Form:
+    return Form(
+        param,
+        lambda tools, one: json_answer(ANY_OBJECT, tools=tools, one_call=one),
+        lambda: ("json_schema", json.dumps(ANY_OBJECT)),
+    )
+
+
 def schema_form(where: str, schema: Any, limits: RequestLimits, *, param: str, strict: bool) -> Form:
     """An answer that is JSON of this schema. `where` is the place of the schema in the request, `param` what errors are about."""
     checked = _schema(where, schema, limits)
-    return Form(param, lambda tools, one: json_answer(checked, strict=strict, tools=tools, one_call=one))
+    return Form(
+        param,
+        lambda tools, one: json_answer(checked, strict=strict, tools=tools, one_call=one),
+        lambda: ("json_schema", json.dumps(checked)),
+    )
 
 
 def _structured_outputs(value: dict[str, Any] | None, limits: RequestLimits) -> Form | None:
@@ -186,7 +217,7 @@ def _structured_outputs(value: dict[str, Any] | None, limits: RequestLimits) -> 
         case "json":
             return _json(where, item, limits)
         case "json_object":
-            return Form(where, lambda tools, one: json_answer(ANY_OBJECT, tools=tools, one_call=one))
+            return _any_object(where)
         case "regex":
             return _regex(where, item, limits)
         case "choice":
@@ -207,7 +238,7 @@ def _json(where: str, value: Any, limits: RequestLimits) -> Form | None:
         except (ValueError, RecursionError):
             raise RequestError(f"{where} is not valid JSON", param=where) from None
     schema = _schema(where, value, limits)
-    return Form(where, lambda tools, one: json_answer(schema, tools=tools, one_call=one))
+    return Form(where, lambda tools, one: json_answer(schema, tools=tools, one_call=one), lambda: ("json_schema", json.dumps(schema)))
 
 
 def _schema(where: str, schema: Any, limits: RequestLimits) -> dict[str, Any]:
@@ -223,14 +254,18 @@ def _regex(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if value is None:
         return None
     pattern = _text(where, value, limits.regex_chars)
-    return Form(where, lambda tools, one: regex_answer(pattern, tools=tools, one_call=one))
+    return Form(where, lambda tools, one: regex_answer(pattern, tools=tools, one_call=one), lambda: ("regex", pattern))
 
 
 def _grammar(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if value is None:
         return None
     text = _text(where, value, limits.grammar_chars)
-    return Form(where, lambda tools, one: grammar_answer(text, param=where, tools=tools, one_call=one))
+    return Form(
+        where,
+        lambda tools, one: grammar_answer(text, param=where, tools=tools, one_call=one),
+        lambda: ("lark", client_grammar(text, param=where)),
+    )
 
 
 def _choices(where: str, value: Any, limits: RequestLimits) -> Form | None:
@@ -239,7 +274,7 @@ def _choices(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if not isinstance(value, list) or not 1 <= len(value) <= limits.answer_choices:
         raise RequestError(f"{where} must be a list of 1 to {limits.answer_choices} texts", param=where)
     choices = [_text(where, choice, limits.regex_chars) for choice in value]
-    return Form(where, lambda tools, one: choice_answer(choices, tools=tools, one_call=one))
+    return Form(where, lambda tools, one: choice_answer(choices, tools=tools, one_call=one), lambda: ("lark", choice_grammar(choices)))
 
 
 def _text(where: str, value: Any, limit: int) -> str:

@@ -31,14 +31,21 @@ def chat_completions(service: Service) -> ASGIApp:
 
 
 def chat_exchange(
-    service: Service, chat: ChatRequest, delivery: Delivery, *, headers: tuple[tuple[str, str], ...] = (), request_id: str | None = None
+    service: Service,
+    chat: ChatRequest,
+    delivery: Delivery,
+    *,
+    wire: type[ChatWire] = ChatWire,
+    headers: tuple[tuple[str, str], ...] = (),
+    tells_request_id: bool = False,
 ) -> Exchange:
-    """A chat request as an exchange. `request_id` is repeated in the answer where the dialect does that."""
+    """A chat request as an exchange. `tells_request_id`: the answer repeats the client's id, or names one."""
 
     def open_wire(turns: Sequence[PreparedTurn]) -> ChatWire:
         (turn,) = turns
+        request_id = (chat.turn.client_id or turn.id) if tells_request_id else None
         answer = Answer(f"chatcmpl-{turn.id}", int(time.time()), service.model.name, service.config.reasoning_field, request_id)
-        return ChatWire(answer, service.model.tokenizer, delivery, num_choices=chat.num_choices, num_prompt_tokens=len(turn.prompt_ids))
+        return wire(answer, service.model.tokenizer, delivery, num_choices=chat.num_choices, num_prompt_tokens=len(turn.prompt_ids))
 
     return Exchange((chat.turn,), open_wire, chat.model, chat.stream, chat.num_choices, chat.unknown, headers)
 

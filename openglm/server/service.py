@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator
 
@@ -36,6 +37,8 @@ class Service:
         self.engine = engine
         self.traffic = Traffic(config.max_queued_requests)
         self.draining = False
+        self.max_num_seqs = 0
+        """Requests that the engine runs at once; known when it is loaded."""
         self.ignored_fields = IgnoredFields()
         self._turns: dict[str, PreparedTurn] = {}
         self._loaded = asyncio.Event()
@@ -48,6 +51,7 @@ class Service:
     def engine_loaded(self, *, max_model_len: int, max_num_seqs: int) -> None:
         """The engine is ready, with these limits."""
         self.model = self.model.with_context(max_model_len)
+        self.max_num_seqs = max_num_seqs
         self.traffic.limit = max_num_seqs + self.config.max_queued_requests
         self._loaded.set()
 
@@ -111,4 +115,4 @@ class Service:
 
 def _is_named(turn: PreparedTurn, name: str) -> bool:
     known = turn.follows or turn.id
-    return name in (turn.request.client_id, turn.id, known) or name.partition("-")[2] == known
+    return name in (turn.request.client_id, turn.id) or re.split("[-_]", name)[-1] == known

@@ -19,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -93,17 +93,15 @@ class TurnUsage:
     accepted_draft_tokens: int
 
 
+def sum_usages(usages: Iterable[TurnUsage]) -> TurnUsage:
+    """Of answers to different prompts."""
+    return TurnUsage(*(sum(counts) for counts in zip(*(astuple(usage) for usage in usages), strict=True)))
+
+
 def total_usage(usages: Iterable[TurnUsage]) -> TurnUsage:
     """Of several answers to one prompt: the prompt counts once, as it is for the first of them."""
-    first, *others = usages
-    everyone = (first, *others)
-    return replace(
-        first,
-        completion_tokens=sum(usage.completion_tokens for usage in everyone),
-        reasoning_tokens=sum(usage.reasoning_tokens for usage in everyone),
-        draft_tokens=sum(usage.draft_tokens for usage in everyone),
-        accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in everyone),
-    )
+    everyone = tuple(usages)
+    return replace(sum_usages(everyone), prompt_tokens=everyone[0].prompt_tokens, cached_tokens=everyone[0].cached_tokens)
 
 
 @dataclass(frozen=True)
