@@ -106,6 +106,7 @@ def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: Sampl
             max_tokens=wanted.max_tokens,
             thinking_budget=budget,
             constraint=read_constraint(fields, conversation.tools, limits, form=_form(wanted.output_config, limits)),
+            names={"thinking_budget": "thinking.budget_tokens"},
         ),
         stop=read_stop(wanted.stop_sequences, limits, param="stop_sequences"),
         client_id=read_client_id(wanted),

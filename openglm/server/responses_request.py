@@ -121,6 +121,7 @@ def read_responses_request(
         max_tokens=wanted.max_output_tokens,
         thinking_budget=effort_budget(effort),
         constraint=read_constraint(fields, shown, limits, form=form),
+        names={"max_tokens": "max_output_tokens"},
     )
     turn = TurnRequest(
         prompt=conversation,

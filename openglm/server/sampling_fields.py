@@ -7,6 +7,9 @@ before anything is tokenized, and the spelling of keys.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -62,27 +65,30 @@ def read_sampling(
     prompt_logprobs: int | None = None,
     thinking_budget: int | None = None,
     constraint: Constraint | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> SamplingParams:
-    """Parameters for the engine, which checks their ranges. Raises `RequestError` naming the field."""
-    return SamplingParams(
-        max_tokens=max_tokens,
-        temperature=0.0 if fields.do_sample is False else either(fields.temperature, defaults.temperature),
-        top_p=either(fields.top_p, defaults.top_p),
-        top_k=either(fields.top_k, defaults.top_k),
-        min_p=either(fields.min_p, defaults.min_p),
-        seed=fields.seed,
-        stop_token_ids=tuple(dict.fromkeys(fields.stop_token_ids or ())),
-        ignore_eos=bool(fields.ignore_eos),
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
-        frequency_penalty=either(fields.frequency_penalty, 0.0),
-        presence_penalty=either(fields.presence_penalty, 0.0),
-        repetition_penalty=either(fields.repetition_penalty, 1.0),
-        logit_bias=_logit_bias(fields, limits),
-        min_tokens=either(fields.min_tokens, 0),
-        thinking_budget=thinking_budget,
-        constraint=constraint,
-    )
+    """Parameters for the engine, which checks their ranges. Raises `RequestError` naming the field. `names` are those fields that the
+    dialect calls otherwise than the engine does."""
+    with _spelled(names):
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0 if fields.do_sample is False else either(fields.temperature, defaults.temperature),
+            top_p=either(fields.top_p, defaults.top_p),
+            top_k=either(fields.top_k, defaults.top_k),
+            min_p=either(fields.min_p, defaults.min_p),
+            seed=fields.seed,
+            stop_token_ids=tuple(dict.fromkeys(fields.stop_token_ids or ())),
+            ignore_eos=bool(fields.ignore_eos),
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            frequency_penalty=either(fields.frequency_penalty, 0.0),
+            presence_penalty=either(fields.presence_penalty, 0.0),
+            repetition_penalty=either(fields.repetition_penalty, 1.0),
+            logit_bias=_logit_bias(fields, limits),
+            min_tokens=either(fields.min_tokens, 0),
+            thinking_budget=thinking_budget,
+            constraint=constraint,
+        )
 
 
 def read_scheduling(fields: SamplingFields) -> SchedulingParams:
@@ -142,6 +148,18 @@ def check_count(name: str, value: Any, limit: int) -> None:
 def either(value: Any, default: Any) -> Any:
     """The value, unless it is absent."""
     return default if value is None else value
+
+
+@contextlib.contextmanager
+def _spelled(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about a parameter are about the field that the dialect has for it."""
+    try:
+        yield
+    except RequestError as error:
+        param = error.param or ""
+        if param not in names:
+            raise
+        raise RequestError(str(error).replace(param, names[param], 1), param=names[param], code=error.code) from None
 
 
 def _logit_bias(fields: SamplingFields, limits: RequestLimits) -> dict[int, float]:

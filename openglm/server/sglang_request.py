@@ -29,6 +29,11 @@ from openglm.server.strict_json import convert, decode_json, unknown_fields
 from openglm.server.turn import RawPrompt, TurnRequest
 
 _DEFAULT_MAX_TOKENS: Final = 128
+_NAMES: Final = {
+    "max_tokens": "sampling_params.max_new_tokens",
+    "min_tokens": "sampling_params.min_new_tokens",
+    "seed": "sampling_params.sampling_seed",
+}
 
 
 class GenerateSampling(FormFields):
@@ -163,6 +168,7 @@ def _turn(
         logprobs=logprobs,
         prompt_logprobs=logprobs if scores_prompt else None,
         constraint=read_plain_constraint(sampling, limits),
+        names={"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num", **_NAMES},
     )
     return TurnRequest(
         replace(prompt, parse_special=bool(sampling.parse_special)),
