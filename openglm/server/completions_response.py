@@ -89,7 +89,7 @@ class CompletionWire:
                 text = self._tokenizer.decode(prompt.prompt_ids)
                 scores = next((step.prompt_logprobs for step in first if step.prompt_logprobs is not None), None)
                 lists.add_prompt(prompt.prompt_ids, scores or ())
-            lists.add([entry for step in steps for entry in step.logprobs])
+            lists.add([entry for step in steps for entry in _scored(step)])
             text += "".join([step.text for step in steps])
             ids = [token for step in steps for token in step.token_ids]
             choices.append(self._choice(index, text, ids, end, prompt_ids=prompt.prompt_ids))
@@ -108,7 +108,7 @@ class CompletionWire:
 
     def _chunk(self, step: TurnStep, index: int) -> bytes:
         text = step.text
-        self._lists[index].add(step.logprobs)
+        self._lists[index].add(_scored(step))
         self._num_tokens[index] += len(step.token_ids)
         if step.end is None:
             if not text and not self._answer.return_token_ids:
@@ -153,6 +153,12 @@ class CompletionWire:
         usages = [usage for usage in self._usages if usage is not None]
         size = self._answer.num_choices
         return usage_object(sum_usages([total_usage(usages[i : i + size]) for i in range(0, len(usages), size)]))
+
+
+def _scored(step: TurnStep) -> list[TokenLogprobs]:
+    """What the lists say of a step. The stop id is among them although it is no text: evaluation harnesses take the last entry for
+    the one generated token, whatever it is, and drop it."""
+    return [*step.logprobs, *([step.stop_logprobs] if step.stop_logprobs is not None else ())]
 
 
 class _LogprobLists:

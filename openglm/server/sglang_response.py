@@ -1,7 +1,7 @@
 """Steps over raw prompts become SGLang's wire: objects of text, ids and `meta_info`, whole or as they grow.
 
 A stream repeats everything from the beginning in every event, as SGLang's own does. Log probabilities are triples of log probability,
-token id and text (null unless asked for). The stop id that ended a reply is named in `finish_reason`; it is not among the ids.
+token id and text (null unless asked for). The stop id that ended a reply is the last of the ids, as it is there, though it is no text.
 """
 
 from __future__ import annotations
@@ -82,8 +82,12 @@ class GenerateWire:
         reply = self._replies[index]
         reply.text.append(step.text)
         reply.ids += step.token_ids
-        reply.logprobs += [self._triple(entry.token, entry.logprob) for entry in step.logprobs]
-        reply.tops += [[self._triple(*pair) for pair in entry.top] for entry in step.logprobs]
+        entries = list(step.logprobs)
+        if step.end is not None and isinstance(step.end.stop, int):
+            reply.ids.append(step.end.stop)
+            entries += [step.stop_logprobs] if step.stop_logprobs is not None else []
+        reply.logprobs += [self._triple(entry.token, entry.logprob) for entry in entries]
+        reply.tops += [[self._triple(*pair) for pair in entry.top] for entry in entries]
         if step.prompt_logprobs is not None:
             self._prompt_scores[index // self._wanted.num_choices] = step.prompt_logprobs
 

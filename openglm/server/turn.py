@@ -125,6 +125,8 @@ class TurnStep:
     """What was generated, also where it became no event."""
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """In the step that completes a prompt whose scores were asked for: one entry per prompt token but the first."""
+    stop_logprobs: TokenLogprobs | None = None
+    """In the last step, of the stop id that ended the turn, where log probabilities were asked for."""
 
     @property
     def text(self) -> str:
@@ -256,7 +258,9 @@ class _TurnReader:
         if not events and end is None and not output.logprobs and not self._raw:
             return None
         scores = None if output.prompt_logprobs is None else tuple(output.prompt_logprobs)
-        return TurnStep(tuple(events), tuple(output.logprobs or ()), end, tuple(output.token_ids), scores)
+        # After a stop string or a call nothing that came behind it counts.
+        stop_logprobs = None if cut else output.stop_logprobs
+        return TurnStep(tuple(events), tuple(output.logprobs or ()), end, tuple(output.token_ids), scores, stop_logprobs)
 
     def _cut(self, events: list[Event]) -> tuple[list[Event], bool]:
         """The events that may be delivered, and whether the turn is over with them."""

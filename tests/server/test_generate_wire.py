@@ -9,6 +9,7 @@ from golden import check_golden
 from test_completions_wire import TEXT, Scores
 
 from openglm.config.server import RequestLimits, SamplingDefaults
+from openglm.engine.request import EngineOutput, TokenLogprobs
 from openglm.errors import RequestError
 from openglm.server.sglang_request import read_generate_request
 
@@ -59,6 +60,22 @@ async def test_without_a_start_the_prompt_is_not_scored():
 async def test_a_stop_string_is_named():
     answer = (await CannedApp(TEXT).post(PATH, {"text": "Hi", "sampling_params": {"stop": "ich"}})).json()
     assert answer["text"] == "\nZür" and answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": "ich"}
+
+
+async def test_the_stop_id_is_the_last_of_the_ids_and_is_scored():
+    class Stops(CannedEngine):
+        def generate(self, request):
+            async def outputs():
+                yield EngineOutput(request.id, [65], [TokenLogprobs(65, -1.0)], "stop", 263, stop_logprobs=TokenLogprobs(263, -0.25))
+
+            return outputs()
+
+    answer = (await CannedApp(engine=Stops([])).post(PATH, {"text": "Hi", "return_logprob": True})).json()
+    assert answer["output_ids"] == [65, 263] and answer["text"] == "b"
+    assert answer["meta_info"]["output_token_logprobs"] == [[-1.0, 65, None], [-0.25, 263, None]]
+    assert answer["meta_info"]["finish_reason"] == {"type": "stop", "matched": 263}
+    lists = (await CannedApp(engine=Stops([])).post("/v1/completions", {"prompt": "Hi", "logprobs": 0})).json()["choices"][0]["logprobs"]
+    assert (lists["tokens"], lists["token_logprobs"]) == (["b", "<|user|>"], [-1.0, -0.25])
 
 
 async def test_length_and_abort():
