@@ -1,7 +1,8 @@
 """A body of Anthropic's Messages API becomes a neutral `TurnRequest`.
 
 Whether to think is said by `thinking`, else by `output_config.effort`; a request that says neither gets an answer without thinking, as
-from Anthropic, because such clients take the first block for the answer. A budget bounds the reasoning, and so does a low effort.
+from Anthropic, because such clients take the first block for the answer. Without thinking, an assistant message at the end is the
+beginning of the answer, which goes on with it. A budget bounds the reasoning, and so does a low effort.
 `context_management` matters in one point: an edit that keeps all thinking keeps it in the prompt (where the model's template can).
 What is only about billing, caching or Anthropic's own servers is ignored. Sampling fields that this server knows from its other
 dialects (`seed`, `min_p`, ...) are taken here too.
@@ -17,6 +18,7 @@ import msgspec
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.errors import RequestError
 from openglm.server.openai_constraint import Form, FormFields, read_constraint, schema_form
+from openglm.server.openai_request import can_continue
 from openglm.server.sampling_fields import (
     Int,
     SamplingFields,
@@ -99,6 +101,7 @@ def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: Sampl
     fields = FormFields(tool_choice=_tool_choice(choice), parallel_tool_calls=not one_call)
     turn = TurnRequest(
         prompt=conversation,
+        continues=not conversation.thinking and can_continue(conversation),
         params=read_sampling(
             wanted,
             defaults=defaults,

@@ -7,8 +7,9 @@ answer must look like - `tool_choice`, `response_format` and their like - is rea
 Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
 `repetition_penalty`, `min_tokens` (which holds off stop ids, not stop strings), `bad_words`, `thinking_budget` (vLLM's spelling:
 `thinking_token_budget`), `priority` (lower runs first) and `cache_salt` as in vLLM, `chat_template_kwargs` (a closed set of keys),
-and Z.ai's `thinking: {"type": ...}` and `tool_stream`. Where several say whether to think, the most specific wins:
-`chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`; lower efforts bound the reasoning.
+`continue_final_message`, and Z.ai's `thinking: {"type": ...}` and `tool_stream`. Where several say whether to think, the most
+specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`; lower efforts bound the
+reasoning.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from openglm.server.sampling_fields import (
 )
 from openglm.server.strict_json import convert, decode_json, unknown_fields
 from openglm.server.turn import TurnRequest
+from openglm.text.messages import Conversation
 from openglm.text.openai_messages import conversation_from_openai
 
 
@@ -72,6 +74,8 @@ class ChatBody(FormFields):
     thinking_budget: Int | None = None
     thinking_token_budget: Int | None = None
     tool_stream: bool | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ def chat_request(value: Any, *, limits: RequestLimits, defaults: SamplingDefault
     constraint = read_constraint(chat, conversation.tools, limits)
     turn = TurnRequest(
         prompt=conversation,
+        continues=_continues(chat, conversation),
         params=_sampling(chat, constraint, defaults, limits),
         stop=read_stop(chat.stop, limits),
         keep_stop=bool(chat.include_stop_str_in_output),
@@ -175,6 +180,23 @@ def _thinking(chat: ChatBody, default: bool) -> tuple[bool, bool]:
         elif not value:
             raise RequestError("add_generation_prompt: false is not supported; the answer is always a new turn", param=param)
     return think, keep
+
+
+def _continues(chat: ChatBody, conversation: Conversation) -> bool:
+    """Whether the answer goes on with the last message, as vLLM's pair of fields says it."""
+    wanted = bool(chat.continue_final_message)
+    if wanted and not can_continue(conversation):
+        where = "continue_final_message"
+        raise RequestError(f"{where} needs an assistant message with text and without calls at the end", param=where)
+    if chat.add_generation_prompt is False and not wanted:
+        raise RequestError("add_generation_prompt: false needs continue_final_message: true", param="add_generation_prompt")
+    return wanted
+
+
+def can_continue(conversation: Conversation) -> bool:
+    """Whether the last turn is the beginning of an answer."""
+    last = conversation.messages[-1]
+    return last.role == "assistant" and bool(last.content.strip()) and not last.tool_calls
 
 
 _TEMPLATE_SWITCHES: Final = ("enable_thinking", "clear_thinking", "add_generation_prompt")

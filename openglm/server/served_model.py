@@ -42,10 +42,11 @@ class ServedModel:
         """Whether `prompt` is plain computation; a checkpoint's own template waits for another process."""
         return isinstance(self.template, BuiltinTemplate)
 
-    def prompt(self, conversation: Conversation) -> tuple[list[int], StartState]:
-        """Ids of the prompt for the next assistant turn, and the state its reply begins in."""
-        rendered = self.template.render(conversation)
-        return self.tokenizer.encode_segments(rendered.segments), rendered.start
+    def prompt(self, conversation: Conversation, *, continues: bool = False) -> tuple[list[int], StartState]:
+        """Ids of the prompt for the next assistant turn, and the state its reply begins in. With `continues` the reply goes on with
+        the last turn, whose text ends the prompt."""
+        rendered = self.template.render(conversation, add_generation_prompt=not continues)
+        return self.tokenizer.encode_segments(rendered.segments), "content" if continues else rendered.start
 
     def with_context(self, max_model_len: int) -> ServedModel:
         """The same model with the context that the engine settled on."""

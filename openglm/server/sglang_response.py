@@ -1,6 +1,7 @@
 """Steps over raw prompts become SGLang's wire: objects of text, ids and `meta_info`, whole or as they grow.
 
-A stream repeats everything from the beginning in every event, as SGLang's own does. Log probabilities are triples of log probability,
+A stream repeats everything from the beginning in every event, as SGLang's own does; a long reply is therefore told in steps that
+grow with it, or its cost would be quadratic. Log probabilities are triples of log probability,
 token id and text (null unless asked for). The stop id that ended a reply is the last of the ids, as it is there, though it is no text.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -21,6 +22,9 @@ from openglm.server.turn import PreparedTurn, TurnEnd, TurnStep
 from openglm.text.tokenizer import Tokenizer
 
 encode = msgspec.json.Encoder().encode
+
+_STEPS: Final = 1024
+"""An event follows when a reply has grown by this part of its length: each step of an ordinary one."""
 
 Triple = tuple[float | None, int, str | None]
 
@@ -34,6 +38,7 @@ class _Reply:
     ids: list[int] = field(default_factory=list)
     logprobs: list[Triple] = field(default_factory=list)
     tops: list[list[Triple]] = field(default_factory=list)
+    num_told: int = 0
 
 
 class GenerateWire:
@@ -57,6 +62,10 @@ class GenerateWire:
     def step(self, step: TurnStep, index: int = 0) -> bytes:
         """The answer so far, after this step."""
         self._take(step, index)
+        reply = self._replies[index]
+        if step.end is None and len(reply.ids) - reply.num_told < max(1, len(reply.ids) // _STEPS):
+            return b""
+        reply.num_told = len(reply.ids)
         answer = self._object(index, step.end)
         if self._wanted.is_batch:
             answer["index"] = index

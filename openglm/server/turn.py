@@ -28,7 +28,7 @@ from openglm.engine.request import EngineOutput, GenerationRequest, SamplingPara
 from openglm.engine.scheduling import SchedulingParams
 from openglm.engine.stats import EngineStats
 from openglm.engine.stop import StopStrings
-from openglm.errors import ContextLengthError, EngineError
+from openglm.errors import ContextLengthError, EngineError, RequestError
 from openglm.server.served_model import ServedModel
 from openglm.text.bad_words import bad_word_ids
 from openglm.text.detokenizer import IncrementalDetokenizer
@@ -57,6 +57,8 @@ class TurnRequest:
     prompt: Conversation | RawPrompt
     params: SamplingParams
     stop: tuple[str, ...] = ()
+    continues: bool = False
+    """Whether the reply goes on with the conversation's last turn, which is the model's, instead of beginning a new one."""
     keep_stop: bool = False
     """Whether the stop string that ended the answer is part of it."""
     skip_special: bool = True
@@ -171,7 +173,9 @@ class Engine(Protocol):
 
 def prepare(request: TurnRequest, model: ServedModel) -> PreparedTurn:
     """Render and tokenize; clamp the output to what the context leaves. Pure CPU work, safe in a thread."""
-    prompt_ids, start = _prompt_ids(request.prompt, model)
+    prompt_ids, start = _prompt_ids(request, model)
+    if not prompt_ids:
+        raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
     room = model.max_model_len - len(prompt_ids)
     if room < 1:
         raise ContextLengthError(
@@ -188,9 +192,10 @@ def prepare(request: TurnRequest, model: ServedModel) -> PreparedTurn:
     return PreparedTurn(request, prompt_ids, start, params)
 
 
-def _prompt_ids(prompt: Conversation | RawPrompt, model: ServedModel) -> tuple[list[int], StartState]:
+def _prompt_ids(request: TurnRequest, model: ServedModel) -> tuple[list[int], StartState]:
+    prompt = request.prompt
     if isinstance(prompt, Conversation):
-        return model.prompt(prompt)
+        return model.prompt(prompt, continues=request.continues)
     if prompt.ids is not None:
         return list(prompt.ids), "content"
     encode = model.tokenizer.encode_raw if prompt.parse_special else model.tokenizer.encode_text
@@ -236,11 +241,13 @@ class _TurnReader:
         self._one_call = not request.parallel_tool_calls
         self._reasoning = _ReasoningCounter(turn.start, tokenizer, calls=bool(tools))
         self._num_tokens = 0
+        self._untold: list[int] = []  # generated, but in no step yet
         self._num_calls = self._num_cut_calls = 0
 
     def read(self, output: EngineOutput) -> TurnStep | None:
         """The step that an output amounts to; None when nothing became visible (half a character, half a tag)."""
         self._num_tokens += len(output.token_ids)
+        self._untold += output.token_ids
         self._reasoning.count(output.token_ids)
         events = self._parser.feed(self._detokenizer.push(output.token_ids))
         if output.finish_reason is not None:
@@ -260,7 +267,8 @@ class _TurnReader:
         scores = None if output.prompt_logprobs is None else tuple(output.prompt_logprobs)
         # After a stop string or a call nothing that came behind it counts.
         stop_logprobs = None if cut else output.stop_logprobs
-        return TurnStep(tuple(events), tuple(output.logprobs or ()), end, tuple(output.token_ids), scores, stop_logprobs)
+        told, self._untold = tuple(self._untold), []
+        return TurnStep(tuple(events), tuple(output.logprobs or ()), end, told, scores, stop_logprobs)
 
     def _cut(self, events: list[Event]) -> tuple[list[Event], bool]:
         """The events that may be delivered, and whether the turn is over with them."""

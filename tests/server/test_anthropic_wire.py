@@ -122,6 +122,18 @@ def test_the_billing_header_and_cache_marks_do_not_change_the_prompt():
     assert prompts[0] == prompts[1] == prompts[2]
 
 
+async def test_an_assistant_message_at_the_end_is_continued_unless_there_is_thinking():
+    messages = [*ASK["messages"], {"role": "assistant", "content": '{"answer": '}]
+    app = CannedApp([ENCODE("42}")])
+    whole = (await app.post(PATH, {**ASK, "messages": messages})).json()
+    assert app.prompt.endswith('{"answer":') and whole["content"] == [{"type": "text", "text": "42}"}]
+    await app.post(PATH, {**ASK, "messages": messages, "thinking": {"type": "adaptive"}})
+    assert app.prompt.endswith("<|assistant|>")
+    calls = [*ASK["messages"], {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}]
+    await app.post(PATH, {**ASK, "messages": calls})
+    assert app.prompt.endswith("<think></think>")
+
+
 def test_tools_are_shown_in_the_form_that_the_model_knows_and_server_tools_are_left_out():
     request = read(tools=[TOOL, {"type": "web_search_20260209", "name": "web_search"}, {**TOOL, "name": "g", "type": "custom"}])
     first, second = request.turn.prompt.tools
