@@ -34,6 +34,8 @@ class Responses:
     async def get(self, request: Request) -> Response:
         """GET /v1/responses/{id}: a stored response, or one that is being made, as far as it has come."""
         response_id = request.path_params["id"]
+        if request.query_params.get("stream") == "true":
+            raise RequestError("a response can be streamed only while it is asked for", param="stream", code="unsupported_parameter")
         stored = self._store.get(response_id)
         if stored is not None:
             return JSONReply(stored.body)

@@ -1,4 +1,4 @@
-"""POST routes that need the text side of the model only, such as counting tokens: no turn, no engine, no place in its queue."""
+"""POST routes that need the text side of the model only, such as counting tokens: nothing is generated and the engine is not asked."""
 
 from __future__ import annotations
 

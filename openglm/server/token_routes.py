@@ -5,7 +5,7 @@ The text of `/tokenize` is treated as a prompt of `/v1/completions` is: nothing 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
@@ -20,6 +20,9 @@ from openglm.server.service import Service
 from openglm.server.strict_json import convert, decode_json
 from openglm.server.text_route import TextRoute, encode
 from openglm.text.messages import Conversation
+
+_MAX_TOKENS: Final = 1 << 18
+"""Whose text is told in one answer: a single token may stand for a hundred bytes."""
 
 
 class TokenizeBody(msgspec.Struct):
@@ -70,6 +73,8 @@ class _Tokens:
             if text is None:
                 raise RequestError("give a prompt or messages", param="prompt", code="missing_field")
             ids = tokenizer.encode_raw(text) if wanted.parse_special else tokenizer.encode_text(text)
+        if wanted.return_token_strs:
+            _check_length(len(ids), "return_token_strs")
         strings = [tokenizer.decode([token]) for token in ids] if wanted.return_token_strs else None
         return {"count": len(ids), "max_model_len": service.model.max_model_len, "tokens": ids, "token_strs": strings}
 
@@ -83,6 +88,7 @@ class _Tokens:
             raise RequestError("tokens is missing", param="tokens", code="missing_field")
         if wanted.tokens and not 0 <= min(wanted.tokens) <= max(wanted.tokens) < tokenizer.num_tokens:
             raise RequestError(f"token ids run from 0 to {tokenizer.num_tokens - 1}", param="tokens")
+        _check_length(len(wanted.tokens), "tokens")
         text = tokenizer.decode(wanted.tokens, skip_special=bool(wanted.skip_special_tokens))
         return {"prompt": text, "content": text}
 
@@ -101,7 +107,7 @@ class _Tokens:
                     "unk_token": None,
                     "vocab_size": tokenizer.num_tokens,
                     "model_max_length": model.max_model_len,
-                    "chat_template": None,
+                    "chat_template": model.template_source,
                     "additional_special_tokens": list(tokenizer.added_tokens),
                     "stop_token_ids": list(tokenizer.stop_ids),
                 }
@@ -111,7 +117,14 @@ class _Tokens:
     def _conversation_ids(self, value: Any, *, add_generation_prompt: bool) -> list[int]:
         service = self._service
         config, model = service.config, service.model
+        # Here the prompt may well end without the beginning of an answer, which a chat refuses.
+        value = {key: item for key, item in value.items() if key != "add_generation_prompt"}
         chat = chat_request(value, limits=config.limits, defaults=model.defaults, thinking=config.default_thinking)
         assert isinstance(chat.turn.prompt, Conversation)
         rendered = model.template.render(chat.turn.prompt, add_generation_prompt=add_generation_prompt)
         return model.tokenizer.encode_segments(rendered.segments)
+
+
+def _check_length(count: int, param: str) -> None:
+    if count > _MAX_TOKENS:
+        raise RequestError(f"{count} tokens are too many for one answer; at most {_MAX_TOKENS} are taken", param=param)

@@ -39,6 +39,8 @@ async def test_text_and_conversations_become_ids_and_back():
         ("/detokenize", {"tokens": [100_000]}, "tokens"),
         ("/detokenize", {"tokens": [-1]}, "tokens"),
         ("/detokenize", {"tokens": "x"}, "tokens"),
+        ("/detokenize", {"tokens": [1] * 300_000}, "tokens"),
+        ("/tokenize", {"prompt": "x" * 300_000, "return_token_strs": True}, "return_token_strs"),
         ("/detokenize", {"tokens": [2**70]}, "tokens[0]"),
         ("/abort_request", {}, "rid"),
         ("/abort_request", {"request_ids": ["x"] * 200}, "request_ids"),

@@ -182,6 +182,7 @@ async def test_a_stored_response_can_be_read_continued_and_forgotten():
         response = await app.post(PATH, {"input": "first", "instructions": "Be brief.", "stream": stream})
         made = events_of(response)[-1][1]["response"] if stream else response.json()
         assert (await app.get(f"{PATH}/{made['id']}")).json() == made
+        assert (await app.get(f"{PATH}/{made['id']}?stream=true")).status_code == 400
         await app.post(PATH, {"input": "second", "previous_response_id": made["id"]})
         assert "first" in app.prompt and "Hello" in app.prompt and app.prompt.rstrip().endswith("second<|assistant|>")
         assert "Be brief" not in app.prompt
