@@ -136,7 +136,9 @@ def _conversation(wanted: MessagesBody, limits: RequestLimits) -> tuple[Conversa
         tools = ()
     think, _ = _thinking(wanted)
     keep = _keeps_thinking(wanted.context_management)
-    return conversation_from_anthropic(wanted.system, wanted.messages, tools, thinking=think, keep_thinking=keep), dropped
+    conversation = conversation_from_anthropic(wanted.system, wanted.messages, tools, thinking=think, keep_thinking=keep)
+    check_count("messages", conversation.messages, limits.messages)  # every tool result became a turn of its own
+    return conversation, dropped
 
 
 def _thinking(wanted: MessagesBody) -> tuple[bool, int | None]:

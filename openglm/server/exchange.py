@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from openglm.engine.request import MAX_PROMPT_LOGPROB_ENTRIES
+from openglm.errors import RequestError
 from openglm.server.event_stream import ClientGone, EventStream, interleave, unless_client_leaves
 from openglm.server.http_body import read_json_body
 from openglm.server.refusal import Refusal, refusal_of
@@ -26,6 +28,9 @@ from openglm.server.turn import PreparedTurn, TurnRequest, TurnStep, choices
 
 STATUS_WAIT_S: Final = 1.0
 """How long a stream waits for its first step before it commits to status 200: most failures are known by then."""
+
+_LARGE_SCORES: Final = 4096
+"""Log probabilities from which writing them leaves the event loop."""
 
 
 class JSONReply(Response):
@@ -102,7 +107,9 @@ class GeneratingRoute:
     async def _whole(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> Response:
         wire = exchange.open(turns)
         answers = await unless_client_leaves(collect(self._service, exchange, turns), receive)
-        return JSONReply(wire.whole(answers), headers=dict(exchange.headers))
+        large = sum(_num_scores(step) for steps in answers for step in steps) > _LARGE_SCORES
+        body = await asyncio.to_thread(wire.whole, answers) if large else wire.whole(answers)
+        return JSONReply(body, headers=dict(exchange.headers))
 
     async def _stream(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> EventStream:
         wire = exchange.open(turns)
@@ -134,7 +141,12 @@ def left_out(what: str, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
 async def prepare_all(service: Service, exchange: Exchange, size: int) -> tuple[PreparedTurn, ...]:
     """Every prompt made ready, once the model is there. `size` is that of the body in bytes."""
     await service.wait_until_loaded()
-    return tuple([await service.prepare(turn, size=size) for turn in exchange.turns])
+    turns = tuple([await service.prepare(turn, size=size) for turn in exchange.turns])
+    # The engine bounds the scores of each prompt; a body with many prompts could ask for that much many times over.
+    num_scores = sum(len(turn.prompt_ids) * (1 + turn.params.prompt_logprobs) for turn in turns if turn.params.prompt_logprobs is not None)
+    if num_scores > MAX_PROMPT_LOGPROB_ENTRIES:
+        raise RequestError("the prompts together have too many tokens to be scored in one request; send fewer", param="logprobs")
+    return turns
 
 
 def run_all(service: Service, exchange: Exchange, turns: Sequence[PreparedTurn]) -> AsyncGenerator[tuple[int, TurnStep]]:
@@ -151,16 +163,26 @@ async def collect(service: Service, exchange: Exchange, turns: Sequence[Prepared
     return collected
 
 
+def _num_scores(step: TurnStep) -> int:
+    return len(step.prompt_logprobs or ()) + len(step.logprobs)
+
+
+async def _chunk(wire: Wire, step: TurnStep, index: int) -> bytes:
+    if step.prompt_logprobs is None or _num_scores(step) <= _LARGE_SCORES:
+        return wire.step(step, index)
+    return await asyncio.to_thread(wire.step, step, index)
+
+
 async def _chunks(
     wire: Wire, first: asyncio.Future[tuple[int, TurnStep]], steps: AsyncGenerator[tuple[int, TurnStep]]
 ) -> AsyncGenerator[bytes]:
     """The wire form of a running exchange. A failure in the middle becomes an error event, and the stream ends properly."""
     try:
         index, step = await first
-        if chunk := wire.step(step, index):
+        if chunk := await _chunk(wire, step, index):
             yield chunk
         async for index, step in steps:
-            if chunk := wire.step(step, index):
+            if chunk := await _chunk(wire, step, index):
                 yield chunk
     except Exception as error:
         yield wire.error(refusal_of(error))

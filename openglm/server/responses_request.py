@@ -107,9 +107,9 @@ def read_responses_request(
     turns = (Message("system", wanted.instructions), *history) if wanted.instructions else history
     if not turns:
         raise RequestError("input: must hold at least one item", param="input")
-    if len(turns) > limits.messages:
-        raise RequestError(f"the conversation has {len(turns)} turns; at most {limits.messages} are taken", param="input")
+    check_count("input", turns, limits.messages)
     offered = tools_from_responses(wanted.tools)
+    check_count("tools", offered.tools, limits.tools)  # those inside namespaces too
     effort = wanted.reasoning.effort if wanted.reasoning is not None else None
     shown = () if wanted.tool_choice == "none" else offered.tools
     conversation = Conversation(turns, shown, thinking=thinking and effort != "none")

@@ -140,8 +140,8 @@ def effort_budget(effort: str | None) -> int | None:
 
 
 def check_count(name: str, value: Any, limit: int) -> None:
-    """Raise `RequestError` when a list is longer than `limit`."""
-    if isinstance(value, list) and len(value) > limit:
+    """Raise `RequestError` when a list is longer than `limit`; what is no list is another check's business."""
+    if isinstance(value, list | tuple) and len(value) > limit:
         raise RequestError(f"{name} holds {len(value)} entries; at most {limit} are taken", param=name)
 
 

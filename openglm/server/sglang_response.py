@@ -1,7 +1,7 @@
 """Steps over raw prompts become SGLang's wire: objects of text, ids and `meta_info`, whole or as they grow.
 
 A stream repeats everything from the beginning in every event, as SGLang's own does; a long reply is therefore told in steps that
-grow with it, or its cost would be quadratic. Log probabilities are triples of log probability,
+grow with it, and the scores of the prompt only first and last, or the cost would be quadratic. Log probabilities are triples of log probability,
 token id and text (null unless asked for). The stop id that ended a reply is the last of the ids, as it is there, though it is no text.
 """
 
@@ -39,6 +39,7 @@ class _Reply:
     logprobs: list[Triple] = field(default_factory=list)
     tops: list[list[Triple]] = field(default_factory=list)
     num_told: int = 0
+    told_prompt: bool = False
 
 
 class GenerateWire:
@@ -117,10 +118,15 @@ class GenerateWire:
                 meta["spec_draft_tokens"] = end.usage.draft_tokens
                 meta["spec_accepted_tokens"] = end.usage.accepted_draft_tokens
         if turn.params.logprobs is not None:
-            self._add_logprobs(meta, reply, prompt, turn)
+            meta["output_token_logprobs"] = reply.logprobs
+            if turn.params.logprobs:
+                meta["output_top_logprobs"] = reply.tops
+            if end is not None or not reply.told_prompt:
+                reply.told_prompt = True
+                self._add_prompt_logprobs(meta, prompt, turn)
         return {"text": "".join(reply.text), "output_ids": reply.ids, "meta_info": meta}
 
-    def _add_logprobs(self, meta: dict[str, Any], reply: _Reply, prompt: int, turn: PreparedTurn) -> None:
+    def _add_prompt_logprobs(self, meta: dict[str, Any], prompt: int, turn: PreparedTurn) -> None:
         scores, start = self._prompt_scores.get(prompt, ()), self._wanted.logprob_starts[prompt]
         triples: list[Triple] = []
         tops: list[list[Triple] | None] = []
@@ -131,10 +137,8 @@ class GenerateWire:
             triples += [self._triple(entry.token, entry.logprob) for entry in scores[start:]]
             tops += [[self._triple(*pair) for pair in entry.top] for entry in scores[start:]]
         meta["input_token_logprobs"] = triples
-        meta["output_token_logprobs"] = reply.logprobs
         if turn.params.logprobs:
             meta["input_top_logprobs"] = tops
-            meta["output_top_logprobs"] = reply.tops
 
     def _triple(self, token: int, logprob: float) -> Triple:
         return (max(logprob, LOWEST_LOGPROB), token, self._text(token))

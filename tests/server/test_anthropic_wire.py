@@ -322,3 +322,10 @@ async def test_counted_tokens_are_those_of_the_prompt():
     counted = (await app.post(PATH + "/count_tokens", {**body, "max_tokens": None})).json()
     await app.post(PATH, body)
     assert counted == {"input_tokens": len(app.engine.requests[-1].prompt_ids)}
+
+
+def test_results_count_as_turns():
+    blocks = [{"type": "tool_result", "tool_use_id": "a"}] * 5000
+    with pytest.raises(RequestError, match="at most 4096") as caught:
+        read(messages=[{"role": "user", "content": blocks}])
+    assert caught.value.param == "messages"

@@ -189,3 +189,23 @@ async def test_a_prompt_that_is_too_long_is_told_with_both_numbers():
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (400, "context_length_exceeded", "prompt")
     assert "is 50 tokens" in error["message"] and "has 60 input tokens" in error["message"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_the_scores_of_all_prompts_together_are_bounded(stream, monkeypatch):
+    monkeypatch.setattr("openglm.server.exchange.MAX_PROMPT_LOGPROB_ENTRIES", 100)
+    app = CannedApp(engine=Scores(TEXT))
+    body = {"prompt": ["x" * 30] * 2, "echo": True, "logprobs": 1, "stream": stream}
+    response = await app.post(PATH, body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "logprobs")
+    assert (await app.post(PATH, {**body, "prompt": ["x" * 20] * 2})).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_many_scores_are_written_outside_the_event_loop(stream, monkeypatch):
+    monkeypatch.setattr("openglm.server.exchange._LARGE_SCORES", 3)
+    body = {"prompt": "Hi there", "echo": True, "logprobs": 1}
+    few = (await CannedApp(engine=Scores(TEXT)).post(PATH, body)).json()["choices"][0]
+    response = await CannedApp(engine=Scores(TEXT)).post(PATH, {**body, "stream": stream})
+    text = "".join(choice["text"] for _, data in events_of(response) for choice in data["choices"]) if stream else None
+    assert (text or response.json()["choices"][0]["text"]) == few["text"]

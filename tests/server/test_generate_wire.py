@@ -7,6 +7,7 @@ from canned_app import CannedApp, events_of
 from canned_engine import CannedEngine
 from golden import check_golden
 from test_completions_wire import TEXT, Scores
+from text_model import text_model
 
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.engine.request import EngineOutput, TokenLogprobs
@@ -121,3 +122,11 @@ def test_what_is_wrong_is_named(fields, param):
     with pytest.raises(RequestError) as caught:
         read(**fields)
     assert caught.value.param == param
+
+
+async def test_a_long_stream_costs_no_square():
+    steps = [[65 + i % 20] for i in range(3000)]
+    events = events_of(await CannedApp(steps, model=text_model(max_model_len=10_000)).post(PATH, {"text": "Hi", "stream": True}))
+    counts = [data["meta_info"]["completion_tokens"] for _, data in events]
+    assert counts[:2000] == list(range(1, 2001)) and len(counts) < 2600 and counts[-1] == 3000
+    assert len(events[-1][1]["text"]) == 3000
