@@ -1,13 +1,14 @@
 """The HTTP server: dialects in front of one engine.
 
-    strict_json, http_body            bytes of a body become plain values or a typed refusal
-    sampling_fields, openai_constraint, ignored_fields      what bodies of several dialects have in common
-    turn, served_model                one neutral turn: a conversation or a raw prompt in, a stream of steps out
-    exchange, event_stream            what every generating route does; a client that leaves ends its request
-    text_route, token_routes          counting and converting tokens, without generating any
-    access, traffic, refusal          keys; how many may wait; what is said when the answer is no
-    service, operations, app          shared state, the operator's routes, all routes
-    serve, banner                     the process: port, loading, draining, exit code
+    strict_json, http_body                 bytes of a body become plain values or a typed refusal
+    sampling_fields, openai_constraint     what bodies of several dialects have in common
+    ignored_fields                         counts what they bring for nothing
+    turn, served_model                     one neutral turn: a conversation or a raw prompt in, a stream of steps out
+    exchange, event_stream, json_reply     what every generating route does; a client that leaves ends its request
+    text_route, token_routes               counting and converting tokens, without generating any
+    access, traffic, refusal               keys; how many may wait; what is said when the answer is no
+    service, operations, app               shared state, the operator's routes, all routes
+    serve, banner                          the process: port, loading, draining, exit code
 
 A dialect is a set of files with one prefix: `_request` (a body becomes an exchange), `_response` (steps become bytes) and `_routes`.
 

@@ -18,7 +18,6 @@ import msgspec
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.errors import RequestError
 from openglm.server.openai_constraint import Form, FormFields, read_constraint, schema_form
-from openglm.server.openai_request import can_continue
 from openglm.server.sampling_fields import (
     Int,
     SamplingFields,
@@ -101,7 +100,7 @@ def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: Sampl
     fields = FormFields(tool_choice=_tool_choice(choice), parallel_tool_calls=not one_call)
     turn = TurnRequest(
         prompt=conversation,
-        continues=not conversation.thinking and can_continue(conversation),
+        continues=not conversation.thinking and conversation.ends_with_answer,
         params=read_sampling(
             wanted,
             defaults=defaults,

@@ -15,14 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 from starlette.responses import Response
 
+from openglm.server.json_reply import encode
 from openglm.server.refusal import Refusal, refusal_response
 from openglm.server.turn import TurnEnd, TurnStep, TurnUsage
 from openglm.text.turn_parser import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart, message_from_events
-
-encode = msgspec.json.Encoder().encode
 
 _PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'
 _ERROR_TYPES: Final = {

@@ -11,16 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from openglm.engine.request import TokenLogprobs
+from openglm.server.json_reply import encode
 from openglm.server.openai_response import DONE, LOWEST_LOGPROB, error_body, usage_object
 from openglm.server.refusal import Refusal
 from openglm.server.turn import PreparedTurn, TurnEnd, TurnStep, TurnUsage, sum_usages, total_usage
 from openglm.text.detokenizer import IncrementalDetokenizer
 from openglm.text.tokenizer import Tokenizer
-
-encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from openglm.engine.request import MAX_PROMPT_LOGPROB_ENTRIES
 from openglm.errors import RequestError
 from openglm.server.event_stream import ClientGone, EventStream, interleave, unless_client_leaves
 from openglm.server.http_body import read_json_body
+from openglm.server.json_reply import JSONReply
 from openglm.server.refusal import Refusal, refusal_of
 from openglm.server.service import LARGE_BODY, Service
 from openglm.server.turn import PreparedTurn, TurnRequest, TurnStep, choices
@@ -31,12 +32,6 @@ STATUS_WAIT_S: Final = 1.0
 
 _LARGE_SCORES: Final = 4096
 """Log probabilities from which writing them leaves the event loop."""
-
-
-class JSONReply(Response):
-    """A body that is JSON already."""
-
-    media_type = "application/json"
 
 
 class Wire(Protocol):

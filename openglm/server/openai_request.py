@@ -185,18 +185,12 @@ def _thinking(chat: ChatBody, default: bool) -> tuple[bool, bool]:
 def _continues(chat: ChatBody, conversation: Conversation) -> bool:
     """Whether the answer goes on with the last message, as vLLM's pair of fields says it."""
     wanted = bool(chat.continue_final_message)
-    if wanted and not can_continue(conversation):
+    if wanted and not conversation.ends_with_answer:
         where = "continue_final_message"
         raise RequestError(f"{where} needs an assistant message with text and without calls at the end", param=where)
     if chat.add_generation_prompt is False and not wanted:
         raise RequestError("add_generation_prompt: false needs continue_final_message: true", param="add_generation_prompt")
     return wanted
-
-
-def can_continue(conversation: Conversation) -> bool:
-    """Whether the last turn is the beginning of an answer."""
-    last = conversation.messages[-1]
-    return last.role == "assistant" and bool(last.content.strip()) and not last.tool_calls
 
 
 _TEMPLATE_SWITCHES: Final = ("enable_thinking", "clear_thinking", "add_generation_prompt")

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 
 from openglm.config.server import ReasoningField
 from openglm.engine.request import TokenLogprobs
+from openglm.server.json_reply import encode
 from openglm.server.refusal import Refusal, refusal_response
 from openglm.server.turn import TurnEnd, TurnStep, TurnUsage, total_usage
 from openglm.text.messages import Message, ToolCall
@@ -31,7 +31,6 @@ from openglm.text.tokenizer import Tokenizer
 from openglm.text.turn_parser import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart, message_from_events
 
 DONE = b"data: [DONE]\n\n"
-encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)

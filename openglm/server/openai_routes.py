@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from openglm.server.exchange import Exchange, GeneratingRoute, JSONReply
+from openglm.server.exchange import Exchange, GeneratingRoute
+from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import ChatRequest, read_chat_request
-from openglm.server.openai_response import Answer, ChatWire, Delivery, encode
+from openglm.server.openai_response import Answer, ChatWire, Delivery
 from openglm.server.service import Service
 from openglm.server.turn import PreparedTurn
 

@@ -20,12 +20,11 @@ from openglm.config.engine import PAGE_SIZE
 from openglm.engine.request import SamplingParams
 from openglm.engine.stats import EngineStats
 from openglm.errors import RequestError
-from openglm.server.exchange import JSONReply
 from openglm.server.http_body import read_json_body
+from openglm.server.json_reply import JSONReply, encode
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.service import Service
 from openglm.server.strict_json import convert, decode_json
-from openglm.server.text_route import encode
 from openglm.server.turn import RawPrompt, TurnRequest
 
 ADMIN_PATHS: Final = frozenset(

@@ -12,15 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
+from openglm.server.json_reply import encode
 from openglm.server.refusal import Refusal
 from openglm.server.turn import TurnEnd, TurnStep, TurnUsage
 from openglm.text.messages import Message
 from openglm.text.responses_items import OfferedTools
 from openglm.text.turn_parser import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart, message_from_events
-
-encode = msgspec.json.Encoder().encode
 
 OnDone = Callable[[dict[str, Any], Message], None]
 """Called with the finished response object and the model's turn."""

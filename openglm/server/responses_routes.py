@@ -11,11 +11,12 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from openglm.errors import RequestError
-from openglm.server.exchange import Exchange, GeneratingRoute, JSONReply, left_out
+from openglm.server.exchange import Exchange, GeneratingRoute, left_out
+from openglm.server.json_reply import JSONReply, encode
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.response_store import ResponseStore, StoredResponse
 from openglm.server.responses_request import ResponsesRequest, read_responses_request
-from openglm.server.responses_response import ResponsesWire, encode
+from openglm.server.responses_response import ResponsesWire
 from openglm.server.service import Service
 from openglm.server.turn import PreparedTurn
 from openglm.text.messages import Message

@@ -1,8 +1,9 @@
 """Steps over raw prompts become SGLang's wire: objects of text, ids and `meta_info`, whole or as they grow.
 
 A stream repeats everything from the beginning in every event, as SGLang's own does; a long reply is therefore told in steps that
-grow with it, and the scores of the prompt only first and last, or the cost would be quadratic. Log probabilities are triples of log probability,
-token id and text (null unless asked for). The stop id that ended a reply is the last of the ids, as it is there, though it is no text.
+grow with it, and the scores of the prompt only first and last, or the cost would be quadratic. Log probabilities are triples of log
+probability, token id and text (null unless asked for). The stop id that ended a reply is the last of the ids, as it is there,
+though it is no text.
 """
 
 from __future__ import annotations
@@ -12,16 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from openglm.engine.request import TokenLogprobs
+from openglm.server.json_reply import encode
 from openglm.server.openai_response import DONE, LOWEST_LOGPROB, error_body
 from openglm.server.refusal import Refusal
 from openglm.server.sglang_request import GenerateRequest
 from openglm.server.turn import PreparedTurn, TurnEnd, TurnStep
 from openglm.text.tokenizer import Tokenizer
-
-encode = msgspec.json.Encoder().encode
 
 _STEPS: Final = 1024
 """An event follows when a reply has grown by this part of its length: each step of an ordinary one."""

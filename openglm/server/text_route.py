@@ -6,15 +6,12 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from openglm.server.exchange import JSONReply
 from openglm.server.http_body import read_json_body
+from openglm.server.json_reply import JSONReply, encode
 from openglm.server.service import LARGE_BODY, Service
-
-encode = msgspec.json.Encoder().encode
 
 
 class TextRoute:

@@ -13,12 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from openglm.errors import RequestError
-from openglm.server.exchange import JSONReply
+from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import chat_request
 from openglm.server.sampling_fields import Int
 from openglm.server.service import Service
 from openglm.server.strict_json import convert, decode_json
-from openglm.server.text_route import TextRoute, encode
+from openglm.server.text_route import TextRoute
 from openglm.text.messages import Conversation
 
 _MAX_TOKENS: Final = 1 << 18

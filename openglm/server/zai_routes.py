@@ -13,8 +13,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from openglm.server.exchange import Exchange, GeneratingRoute, left_out
+from openglm.server.json_reply import encode
 from openglm.server.openai_request import chat_request
-from openglm.server.openai_response import DONE, ChatWire, Delivery, encode
+from openglm.server.openai_response import DONE, ChatWire, Delivery
 from openglm.server.openai_routes import chat_exchange
 from openglm.server.refusal import Refusal, refusal_response
 from openglm.server.service import Service
