@@ -58,6 +58,8 @@ class ServerConfig:
     keep_alive_s: float = 10.0
     """A stream that has been silent this long sends an SSE comment, so that proxies do not cut a long prefill."""
     default_thinking: bool = True
+    parse_special: bool = False
+    """Whether the text of raw prompts may hold control tokens, for requests that do not say so themselves."""
     reasoning_field: ReasoningField = "reasoning_content"
     limits: RequestLimits = field(default_factory=RequestLimits)
 

@@ -64,8 +64,10 @@ class CompletionRequest:
     unknown: tuple[str, ...] = ()
 
 
-def read_completion_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults) -> CompletionRequest:
-    """Decode and check a body. Raises `RequestError` naming the field."""
+def read_completion_request(
+    body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, parse_special: bool = False
+) -> CompletionRequest:
+    """Decode and check a body. `parse_special` is the server's default. Raises `RequestError` naming the field."""
     value = decode_json(body, max_depth=limits.json_depth)
     wanted = convert(value, CompletionBody)
     if wanted.suffix:
@@ -73,7 +75,7 @@ def read_completion_request(body: bytes, *, limits: RequestLimits, defaults: Sam
     num_choices = read_num_choices(wanted, limits)
     if wanted.best_of is not None and wanted.best_of != num_choices:
         raise RequestError("best_of is not supported; ask for n answers", param="best_of", code="unsupported_parameter")
-    prompts = read_prompts(wanted.prompt, "prompt", parse_special=bool(wanted.parse_special))
+    prompts = read_prompts(wanted.prompt, "prompt", parse_special=either(wanted.parse_special, parse_special))
     check_prompt_count(prompts, num_choices, limits)
     echo = bool(wanted.echo)
     max_tokens = either(either(wanted.max_completion_tokens, wanted.max_tokens), _DEFAULT_MAX_TOKENS)

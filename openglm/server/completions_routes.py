@@ -18,7 +18,9 @@ def completions(service: Service) -> ASGIApp:
     """POST /v1/completions."""
 
     def read(body: bytes) -> Exchange:
-        wanted = read_completion_request(body, limits=service.config.limits, defaults=service.model.defaults)
+        wanted = read_completion_request(
+            body, limits=service.config.limits, defaults=service.model.defaults, parse_special=service.config.parse_special
+        )
 
         def open_wire(turns: Sequence[PreparedTurn]) -> CompletionWire:
             answer = Answer(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 from openglm.text.messages import Message
 
@@ -18,11 +19,13 @@ class StoredResponse:
 
     body: bytes
     turns: tuple[Message, ...]
+    items: tuple[dict[str, Any], ...] = ()
+    """The items of its output, which have ids of their own."""
 
     @property
     def num_bytes(self) -> int:
         """About how much memory it takes; turns shared with an earlier response count again."""
-        return len(self.body) + sum(200 + len(turn.content) + len(turn.reasoning or "") for turn in self.turns)
+        return 2 * len(self.body) + sum(200 + len(turn.content) + len(turn.reasoning or "") for turn in self.turns)
 
 
 class ResponseStore:
@@ -32,6 +35,7 @@ class ResponseStore:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._entries: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._items: dict[str, dict[str, Any]] = {}
         self._num_bytes = 0
         self._lock = threading.Lock()
 
@@ -39,10 +43,10 @@ class ResponseStore:
         """Keep a response; others may be forgotten for it, and one that is larger than everything allowed is not kept."""
         with self._lock:
             self._entries[response_id] = response
+            self._items |= {item["id"]: item for item in response.items}
             self._num_bytes += response.num_bytes
             while self._entries and (len(self._entries) > self._max_entries or self._num_bytes > self._max_bytes):
-                _, forgotten = self._entries.popitem(last=False)
-                self._num_bytes -= forgotten.num_bytes
+                self._forget(next(iter(self._entries)))
 
     def get(self, response_id: str) -> StoredResponse | None:
         """The response, which now counts as just used."""
@@ -52,10 +56,21 @@ class ResponseStore:
                 self._entries.move_to_end(response_id)
             return found
 
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """An item of a stored response's output."""
+        with self._lock:
+            return self._items.get(item_id)
+
     def remove(self, response_id: str) -> bool:
         """Forget a response; whether it was there."""
         with self._lock:
-            found = self._entries.pop(response_id, None)
-            if found is not None:
-                self._num_bytes -= found.num_bytes
-            return found is not None
+            return self._forget(response_id)
+
+    def _forget(self, response_id: str) -> bool:
+        found = self._entries.pop(response_id, None)
+        if found is None:
+            return False
+        self._num_bytes -= found.num_bytes
+        for item in found.items:
+            del self._items[item["id"]]
+        return True

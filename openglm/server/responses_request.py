@@ -1,15 +1,15 @@
 """A body of OpenAI's Responses API becomes a neutral `TurnRequest`.
 
-`previous_response_id` continues what the store still knows: its turns go before those of `input`, its instructions do not.
+`previous_response_id` continues what the store still knows: its turns go before those of `input`, its instructions do not. Items of
+stored responses may be referred to by their id.
 Refused, because leaving them out would change the answer's meaning: `background`, `conversation`, `prompt` templates and
 log probabilities. Hosted tools are left out, and a header of the response says how many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -32,8 +32,17 @@ from openglm.server.turn import TurnRequest
 from openglm.text.messages import Conversation, Message
 from openglm.text.responses_items import OfferedTools, messages_from_items, tools_from_responses
 
-Recall = Callable[[str], tuple[Message, ...]]
-"""The turns up to and with an earlier response; raises when it is not known."""
+
+class Memory(Protocol):
+    """What is still known of earlier responses."""
+
+    def recall(self, response_id: str) -> tuple[Message, ...]:
+        """The turns up to and with a response; raises `RequestError` when it is not known."""
+        ...
+
+    def recall_item(self, item_id: str) -> dict[str, Any] | None:
+        """An item of a response's output; None when it is not known."""
+        ...
 
 
 class Reasoning(msgspec.Struct):
@@ -92,7 +101,7 @@ class ResponsesRequest:
 
 
 def read_responses_request(
-    body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool, recall: Recall
+    body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool, memory: Memory
 ) -> ResponsesRequest:
     """Decode and check a body. `thinking` is the server's default. Raises `RequestError` naming the field."""
     value = decode_json(body, max_depth=limits.json_depth)
@@ -102,8 +111,8 @@ def read_responses_request(
     check_count("tools", wanted.tools, limits.tools)
     if wanted.input is None:
         raise RequestError("input is missing", param="input", code="missing_field")
-    earlier = recall(wanted.previous_response_id) if wanted.previous_response_id is not None else ()
-    history = (*earlier, *messages_from_items(wanted.input))
+    earlier = memory.recall(wanted.previous_response_id) if wanted.previous_response_id is not None else ()
+    history = (*earlier, *messages_from_items(wanted.input, memory.recall_item))
     turns = (Message("system", wanted.instructions), *history) if wanted.instructions else history
     if not turns:
         raise RequestError("input: must hold at least one item", param="input")

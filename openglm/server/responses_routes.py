@@ -65,9 +65,7 @@ class Responses:
 
     def _read(self, body: bytes) -> Exchange:
         config, model = self._service.config, self._service.model
-        wanted = read_responses_request(
-            body, limits=config.limits, defaults=model.defaults, thinking=config.default_thinking, recall=self._recall
-        )
+        wanted = read_responses_request(body, limits=config.limits, defaults=model.defaults, thinking=config.default_thinking, memory=self)
 
         def open_wire(turns: Sequence[PreparedTurn]) -> ResponsesWire:
             (turn,) = turns
@@ -78,14 +76,15 @@ class Responses:
 
     def _wire(self, wanted: ResponsesRequest, response_id: str) -> ResponsesWire:
         def keep(response: dict[str, Any], said: Message) -> None:
-            self._store.put(response_id, StoredResponse(encode(response), (*wanted.history, said)))
+            self._store.put(response_id, StoredResponse(encode(response), (*wanted.history, said), tuple(response["output"])))
 
         on_done = keep if wanted.store else None
         wire = ResponsesWire(response_id, self._service.model.name, wanted.echo, wanted.tools, on_done=on_done)
         self._running[response_id] = wire
         return wire
 
-    def _recall(self, response_id: str) -> tuple[Message, ...]:
+    def recall(self, response_id: str) -> tuple[Message, ...]:
+        """The turns up to and with a stored response."""
         stored = self._store.get(response_id)
         if stored is None:
             reason = "it was made with store: false, is not finished, or was forgotten; send the whole history instead"
@@ -93,6 +92,10 @@ class Responses:
                 f"no such previous response is known: {reason}", param="previous_response_id", code="previous_response_not_found"
             )
         return stored.turns
+
+    def recall_item(self, item_id: str) -> dict[str, Any] | None:
+        """An item of a stored response's output."""
+        return self._store.item(item_id)
 
 
 def _unknown() -> Refused:

@@ -79,8 +79,10 @@ class GenerateRequest:
     unknown: tuple[str, ...] = ()
 
 
-def read_generate_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults) -> GenerateRequest:
-    """Decode and check a body. Raises `RequestError` naming the field."""
+def read_generate_request(
+    body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, parse_special: bool = False
+) -> GenerateRequest:
+    """Decode and check a body. `parse_special` is the server's default. Raises `RequestError` naming the field."""
     value = decode_json(body, max_depth=limits.json_depth)
     wanted = convert(value, GenerateBody)
     for name, given in (("input_embeds", wanted.input_embeds), ("image_data", wanted.image_data)):
@@ -91,7 +93,7 @@ def read_generate_request(body: bytes, *, limits: RequestLimits, defaults: Sampl
     raw, where = (wanted.text, "text") if wanted.text is not None else (wanted.input_ids, "input_ids")
     if (where == "text") != _is_texts(raw):
         raise RequestError(f"{where} must be {'texts' if where == 'text' else 'token ids'}", param=where, code="invalid_type")
-    prompts = read_prompts(raw, where, parse_special=False)
+    prompts = read_prompts(raw, where, parse_special=parse_special)
     count = len(prompts)
     is_list = isinstance(raw, list) and (where == "text" or isinstance(raw[0], list))
     samplings = [
@@ -171,7 +173,7 @@ def _turn(
         names={"logprobs": "top_logprobs_num", "prompt_logprobs": "top_logprobs_num", **_NAMES},
     )
     return TurnRequest(
-        replace(prompt, parse_special=bool(sampling.parse_special)),
+        replace(prompt, parse_special=either(sampling.parse_special, prompt.parse_special)),
         params,
         stop=read_stop(sampling.stop, limits),
         keep_stop=bool(sampling.no_stop_trim),

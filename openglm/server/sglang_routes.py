@@ -17,7 +17,9 @@ def generate(service: Service) -> ASGIApp:
     """POST /generate."""
 
     def read(body: bytes) -> Exchange:
-        wanted = read_generate_request(body, limits=service.config.limits, defaults=service.model.defaults)
+        wanted = read_generate_request(
+            body, limits=service.config.limits, defaults=service.model.defaults, parse_special=service.config.parse_special
+        )
 
         def open_wire(turns: Sequence[PreparedTurn]) -> GenerateWire:
             return GenerateWire(wanted, turns, service.model.tokenizer)

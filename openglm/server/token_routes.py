@@ -15,7 +15,7 @@ from starlette.routing import Route
 from openglm.errors import RequestError
 from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import chat_request
-from openglm.server.sampling_fields import Int
+from openglm.server.sampling_fields import Int, either
 from openglm.server.service import Service
 from openglm.server.strict_json import convert, decode_json
 from openglm.server.text_route import TextRoute
@@ -72,7 +72,7 @@ class _Tokens:
             text = wanted.content if wanted.prompt is None else wanted.prompt
             if text is None:
                 raise RequestError("give a prompt or messages", param="prompt", code="missing_field")
-            ids = tokenizer.encode_raw(text) if wanted.parse_special else tokenizer.encode_text(text)
+            ids = tokenizer.encode_raw(text) if either(wanted.parse_special, service.config.parse_special) else tokenizer.encode_text(text)
         if wanted.return_token_strs:
             _check_length(len(ids), "return_token_strs")
         strings = [tokenizer.decode([token]) for token in ids] if wanted.return_token_strs else None

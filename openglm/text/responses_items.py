@@ -7,6 +7,7 @@ takes apart for the answer. Items and tools that belong to OpenAI's own servers 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -101,8 +102,9 @@ def _function_tool(tool: dict[str, JSON], where: str, namespace: str | None) -> 
     return Tool(name, schema or {}, {"type": "function", "function": function})
 
 
-def messages_from_items(items: JSON) -> tuple[Message, ...]:
-    """The turns that `input` of a request describes. Raises `RequestError` naming the place."""
+def messages_from_items(items: JSON, recall_item: Callable[[str], JSON | None] = lambda item_id: None) -> tuple[Message, ...]:
+    """The turns that `input` of a request describes. `recall_item` knows items that are only referred to. Raises `RequestError` naming
+    the place."""
     if isinstance(items, str):
         return (Message("user", items),)
     if not isinstance(items, list):
@@ -111,8 +113,16 @@ def messages_from_items(items: JSON) -> tuple[Message, ...]:
     for i, item in enumerate(items):
         if not isinstance(item, dict):
             raise wrong_type(f"input[{i}]", "an object", item)
-        reader.read(item, f"input[{i}]")
+        where = f"input[{i}]"
+        reader.read(_recalled(item, where, recall_item) if item.get("type") == "item_reference" else item, where)
     return tuple(reader.finish())
+
+
+def _recalled(reference: dict[str, JSON], where: str, recall_item: Callable[[str], JSON | None]) -> dict[str, JSON]:
+    item: dict[str, JSON] | None = recall_item(optional_string(reference, "id", where) or "")
+    if item is None:
+        raise RequestError(f"{where}: no item with this id is known here; send the item itself", param=where, code="item_not_found")
+    return item
 
 
 class _ItemReader:
@@ -148,9 +158,6 @@ class _ItemReader:
                 self._end_turn()
                 text = _parts(item.get("output"), f"{where}.output")
                 self._turns.append(Message("tool", text, tool_call_id=optional_string(item, "call_id", where)))
-            case "item_reference":
-                reason = "items are not kept one by one; send the item itself, or use previous_response_id"
-                raise RequestError(f"{where}: {reason}", param=where, code="unsupported_parameter")
             case _:
                 if not kind.endswith(_HOSTED_CALLS) and kind not in _OTHER_IGNORED:
                     raise RequestError(f"{where}.type: no such item type", param=f"{where}.type")

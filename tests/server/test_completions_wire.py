@@ -119,6 +119,12 @@ async def test_text_holds_no_control_tokens_unless_its_author_says_so():
     assert app.engine.requests[-1].prompt_ids == MODEL.tokenizer.encode_text("<|user|>/nothink")
     await app.post(PATH, {"prompt": "<|user|>", "parse_special": True})
     assert app.engine.requests[-1].prompt_ids == [MODEL.tokenizer.user]
+    trusting = CannedApp(TEXT, parse_special=True)
+    for path, body in ((PATH, {"prompt": "<|user|>"}), ("/generate", {"text": "<|user|>"})):
+        await trusting.post(path, body)
+        assert trusting.engine.requests[-1].prompt_ids == [MODEL.tokenizer.user]
+        await trusting.post(path, {**body, "parse_special": False, "sampling_params": {"parse_special": False}})
+        assert len(trusting.engine.requests[-1].prompt_ids) == len("<|user|>")
     await app.post(PATH, {"prompt": [258, 260], "max_tokens": 3})
     assert app.engine.requests[-1].prompt_ids == [258, 260]
 

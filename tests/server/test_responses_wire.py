@@ -19,13 +19,16 @@ PATH = "/v1/responses"
 TOOL = {"type": "function", "name": "get_weather", "description": "Weather", "parameters": SCHEMA, "strict": False}
 
 
-def read(**fields):
-    def recall(response_id):
-        assert response_id == "resp_1"
-        return (Message("user", "before"), Message("assistant", "answered"))
+class Nothing:
+    """No memory of earlier responses."""
 
+    def recall_item(self, item_id):
+        return None
+
+
+def read(**fields):
     body = json.dumps({"input": "Hi", **fields}).encode()
-    return read_responses_request(body, limits=RequestLimits(), defaults=SamplingDefaults(), thinking=True, recall=recall)
+    return read_responses_request(body, limits=RequestLimits(), defaults=SamplingDefaults(), thinking=True, memory=Nothing())
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -140,6 +143,7 @@ def test_what_codex_sends_is_taken():
         ({"input": [{"type": "function_call", "name": "f", "arguments": "{"}]}, "input[0].arguments"),
         ({"input": [{"type": "function_call", "name": "a b"}]}, "input[0].name"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": 7}]}, "input[0].id"),
         ({"tools": {}}, "tools"),
         ({"tools": [7]}, "tools[0]"),
         ({"tools": [TOOL, TOOL]}, "tools[1].name"),
@@ -193,6 +197,20 @@ async def test_a_stored_response_can_be_read_continued_and_forgotten():
             assert (gone.status_code, gone.json()["error"]["code"]) == (404, "response_not_found")
         gone = await app.post(PATH, {"input": "second", "previous_response_id": made["id"]})
         assert (gone.status_code, gone.json()["error"]["code"]) == (400, "previous_response_not_found")
+
+
+async def test_items_of_stored_responses_can_be_referred_to():
+    app = CannedApp(THINK + SAY)
+    made = (await app.post(PATH, {"input": "first"})).json()
+    references = [{"type": "item_reference", "id": item["id"]} for item in made["output"]]
+    user = {"role": "user", "content": "second"}
+    await app.post(PATH, {"input": [{"role": "user", "content": "first"}, *references, user]})
+    referred = app.prompt
+    await app.post(PATH, {"input": [{"role": "user", "content": "first"}, *made["output"], user]})
+    assert referred == app.prompt and "Hello" in referred
+    await app.request("DELETE", f"{PATH}/{made['id']}")
+    gone = await app.post(PATH, {"input": [*references, user]})
+    assert (gone.status_code, gone.json()["error"]["code"]) == (400, "item_not_found")
 
 
 async def test_store_false_keeps_nothing():
@@ -252,7 +270,7 @@ async def test_a_failure_in_the_middle_is_a_failed_response():
 
 
 def test_the_store_is_bounded_by_number_and_size_and_forgets_the_least_recently_used():
-    store = ResponseStore(max_entries=2, max_bytes=1000)
+    store = ResponseStore(max_entries=2, max_bytes=2000)
     small = StoredResponse(b"x" * 100, ())
     for name in ("a", "b"):
         store.put(name, small)
