@@ -14,7 +14,7 @@ A dialect is a set of files with one prefix: `_request` (a body becomes an excha
 
     openai         /v1/chat/completions, /v1/models; openai_client is the same wire from the other side
     completions    /v1/completions
-    responses      /v1/responses; response_store keeps what may be continued
+    responses      /v1/responses; response_store keeps what may be continued, background_response what nobody waits for
     anthropic      /v1/messages, /v1/messages/count_tokens
     sglang         /generate
     zai            /api/paas/v4/chat/completions: the OpenAI wire with other errors and defaults

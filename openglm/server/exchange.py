@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openglm.engine.request import MAX_PROMPT_LOGPROB_ENTRIES
 from openglm.errors import RequestError
@@ -94,10 +94,14 @@ class GeneratingRoute:
             service.check_model(exchange.model)
             try:
                 turns = await unless_client_leaves(prepare_all(service, exchange, len(body)), receive)
-                reply = await (self._stream if exchange.stream else self._whole)(exchange, turns, receive)
+                reply = await self.reply(exchange, turns, receive)
             except ClientGone:
                 raise ClientDisconnect from None
             await reply(scope, receive, send)
+
+    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> ASGIApp:
+        """The response, as a stream or whole. A dialect that knows another way overrides this."""
+        return await (self._stream if exchange.stream else self._whole)(exchange, turns, receive)
 
     async def _whole(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> Response:
         wire = exchange.open(turns)

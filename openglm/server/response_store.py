@@ -21,11 +21,17 @@ class StoredResponse:
     turns: tuple[Message, ...]
     items: tuple[dict[str, Any], ...] = ()
     """The items of its output, which have ids of their own."""
+    events: tuple[bytes, ...] = ()
+    """The server-sent events of one that was streamed in the background."""
 
     @property
     def num_bytes(self) -> int:
         """About how much memory it takes; turns shared with an earlier response count again."""
-        return 2 * len(self.body) + sum(200 + len(turn.content) + len(turn.reasoning or "") for turn in self.turns)
+        return (
+            2 * len(self.body)
+            + sum(map(len, self.events))
+            + sum(200 + len(turn.content) + len(turn.reasoning or "") for turn in self.turns)
+        )
 
 
 class ResponseStore:

@@ -1,9 +1,8 @@
 """A body of OpenAI's Responses API becomes a neutral `TurnRequest`.
 
 `previous_response_id` continues what the store still knows: its turns go before those of `input`, its instructions do not. Items of
-stored responses may be referred to by their id.
-Refused, because leaving them out would change the answer's meaning: `background`, `conversation`, `prompt` templates and
-log probabilities. Hosted tools are left out, and a header of the response says how many.
+stored responses may be referred to by their id. Refused, because leaving them out would change the answer's meaning: `conversation`,
+`prompt` templates and log probabilities. Hosted tools are left out, and a header of the response says how many.
 """
 
 from __future__ import annotations
@@ -94,6 +93,7 @@ class ResponsesRequest:
     turn: TurnRequest
     stream: bool
     store: bool
+    background: bool
     tools: OfferedTools
     history: tuple[Message, ...]
     echo: dict[str, Any] = field(default_factory=dict)
@@ -146,6 +146,7 @@ def read_responses_request(
         turn=turn,
         stream=bool(wanted.stream),
         store=wanted.store is not False,
+        background=bool(wanted.background),
         tools=offered,
         history=history,
         echo=_echo(wanted, params.temperature, params.top_p),
@@ -155,7 +156,6 @@ def read_responses_request(
 
 def _refuse_unsupported(wanted: ResponsesBody) -> None:
     reasons = {
-        "background": (wanted.background, "this server answers on the connection that asks"),
         "conversation": (wanted.conversation, "use previous_response_id, or send the items"),
         "prompt": (wanted.prompt, "there are no stored prompts here; send the items"),
         "top_logprobs": (wanted.top_logprobs, "use /v1/chat/completions for log probabilities"),
@@ -163,6 +163,8 @@ def _refuse_unsupported(wanted: ResponsesBody) -> None:
     for name, (given, reason) in reasons.items():
         if given:
             raise RequestError(f"{name} is not supported: {reason}", param=name, code="unsupported_parameter")
+    if wanted.background and wanted.store is False:
+        raise RequestError("background needs store: true, or nobody could ask for the response", param="background")
     if "message.output_text.logprobs" in (wanted.include or ()):
         reason = "log probabilities are not part of these answers; use /v1/chat/completions for them"
         raise RequestError(f"include: {reason}", param="include", code="unsupported_parameter")
@@ -206,7 +208,7 @@ def _joined(item: Any) -> Any:
 def _echo(wanted: ResponsesBody, temperature: float, top_p: float) -> dict[str, Any]:
     text = wanted.text or TextOptions()
     return {
-        "background": False,
+        "background": bool(wanted.background),
         "instructions": wanted.instructions,
         "max_output_tokens": wanted.max_output_tokens,
         "metadata": wanted.metadata or {},

@@ -59,8 +59,11 @@ class ResponsesWire:
 
     def error(self, refusal: Refusal) -> bytes:
         """What is left to say when the response fails in the middle."""
-        response = self.response("failed", error={"code": "server_error", "message": refusal.message})
-        return self._event("response.failed", response=response)
+        return self._event("response.failed", response=self.failed(refusal))
+
+    def failed(self, refusal: Refusal) -> dict[str, Any]:
+        """The response object of one that cannot be finished."""
+        return self.response("failed", error={"code": "server_error", "message": refusal.message})
 
     def whole(self, answers: Sequence[Sequence[TurnStep]]) -> bytes:
         """The whole response object."""

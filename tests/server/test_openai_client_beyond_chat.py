@@ -53,6 +53,19 @@ def test_the_response_stream_helper_accumulates_the_same(client):
     assert json.loads(final.output[-1].arguments) == {"city": "Zürich"}
 
 
+def test_a_response_in_the_background_is_polled_and_streamed_again(client):
+    queued = client.responses.create(model="scripted", input="Hi", background=True)
+    assert queued.status == "queued"
+    while (response := client.responses.retrieve(queued.id)).status in ("queued", "in_progress"):
+        pass
+    assert response.output_text.startswith("Moment🙂")
+    events = list(client.responses.create(model="scripted", input="Hi", background=True, stream=True))
+    again = list(client.responses.retrieve(events[0].response.id, stream=True, starting_after=3))
+    assert [event.sequence_number for event in again] == [event.sequence_number for event in events[4:]]
+    running = client.responses.create(model="scripted", input="Hi", background=True, extra_body={"ignore_eos": True})
+    assert client.responses.cancel(running.id).status == "cancelled"
+
+
 def test_a_response_cut_by_the_token_limit_is_incomplete(client):
     response = client.responses.create(model="scripted", input="Hi", max_output_tokens=2)
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
@@ -61,7 +74,7 @@ def test_a_response_cut_by_the_token_limit_is_incomplete(client):
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"background": True}, "unsupported_parameter", "background"),
+        ({"background": True, "store": False}, "invalid_request", "background"),
         ({"previous_response_id": "resp_none"}, "previous_response_not_found", "previous_response_id"),
         ({"input": "x " * 9999}, "context_length_exceeded", "messages"),
         ({"temperature": 9}, "invalid_request", "temperature"),

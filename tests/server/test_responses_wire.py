@@ -157,7 +157,7 @@ def test_what_codex_sends_is_taken():
         ({"text": {"format": {"type": "json_schema"}}}, "text.format"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"max_output_tokens": -5}, "max_output_tokens"),
-        ({"background": True}, "background"),
+        ({"background": True, "store": False}, "background"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"prompt": {"id": "p"}}, "prompt"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -250,6 +250,68 @@ async def test_a_response_that_is_being_made_can_be_looked_at_and_cancelled():
     assert (await app.post(path + "/cancel", {})).json()["status"] == "cancelled"
     assert (await waiting).json()["status"] == "cancelled"
     assert engine.aborted == [engine.requests[0].id]
+
+
+async def finished(app, response_id):
+    while (response := (await app.get(f"{PATH}/{response_id}")).json())["status"] in ("queued", "in_progress"):
+        await asyncio.sleep(0)
+    return response
+
+
+async def test_a_response_in_the_background_is_polled_continued_and_counted_as_in_flight():
+    app = CannedApp(THINK + SAY)
+    made = (await app.post(PATH, {"input": "first", "background": True})).json()
+    assert (made["status"], made["background"], made["output"]) == ("queued", True, [])
+    assert app.service.traffic.num_in_flight == 1
+    done = await finished(app, made["id"])
+    assert (done["status"], done["output"][-1]["content"][0]["text"]) == ("completed", "Hello")
+    assert app.service.traffic.num_in_flight == 0
+    await app.post(PATH, {"input": "second", "previous_response_id": made["id"]})
+    assert "first" in app.prompt and "Hello" in app.prompt
+    assert (await app.get(f"{PATH}/{made['id']}?stream=true")).status_code == 400
+
+
+async def test_a_stream_in_the_background_can_be_taken_up_again():
+    app = CannedApp(THINK + SAY)
+    response = await app.post(PATH, {"input": "x", "background": True, "stream": True})
+    events = events_of(response)
+    assert events[-1][0] == "response.completed"
+    made = events[-1][1]["response"]
+    assert await finished(app, made["id"]) == made
+    path = f"{PATH}/{made['id']}?stream=true"
+    assert (await app.get(path)).text == response.text
+    assert events_of(await app.get(path + "&starting_after=4")) == events[5:]
+    for wrong in ("x", "-1", "9" * 30):
+        assert (await app.get(f"{path}&starting_after={wrong}")).status_code == 400
+
+
+async def test_whoever_comes_late_hears_the_rest_of_a_running_one_and_can_cancel_it():
+    engine = Waits([])
+    app = CannedApp(engine=engine)
+    body = {"input": "x", "background": True, "stream": True, "reasoning": {"effort": "none"}}
+    first = asyncio.create_task(app.post(PATH, body))
+    while not engine.requests:
+        await asyncio.sleep(0)
+    path = f"{PATH}/resp_{engine.requests[0].id}"
+    assert (await app.get(path)).json()["status"] == "in_progress"
+    late = asyncio.create_task(app.get(path + "?stream=true"))
+    await asyncio.sleep(0)
+    assert (await app.post(path + "/cancel", {})).json()["status"] == "cancelled"
+    assert (await late).text == (await first).text
+    assert events_of(await late)[-1][1]["response"]["status"] == "cancelled"
+    assert (await finished(app, path.rpartition("/")[2]))["status"] == "cancelled"
+    assert app.service.traffic.num_in_flight == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_failure_in_the_background_is_kept(stream):
+    engine = CannedEngine([ENCODE("He"), []], ending="error", failure=("internal", "broke"))
+    app = CannedApp(engine=engine)
+    response = await app.post(PATH, {"input": "x", "background": True, "stream": stream})
+    made = events_of(response)[-1][1]["response"] if stream else response.json()
+    done = await finished(app, made["id"])
+    assert (done["status"], done["error"]["code"]) == ("failed", "server_error")
+    assert app.service.traffic.num_in_flight == 0
 
 
 async def test_the_token_limit_makes_it_incomplete_and_a_cut_call_is_never_done():
