@@ -7,9 +7,9 @@ answer must look like - `tool_choice`, `response_format` and their like - is rea
 Beyond OpenAI's own fields this takes what GLM clients send: `top_k`, `min_p`, `stop_token_ids`, `ignore_eos`, `do_sample`,
 `repetition_penalty`, `min_tokens` (which holds off stop ids, not stop strings), `bad_words`, `thinking_budget` (vLLM's spelling:
 `thinking_token_budget`), `priority` (lower runs first) and `cache_salt` as in vLLM, `chat_template_kwargs` (a closed set of keys),
-`continue_final_message`, and Z.ai's `thinking: {"type": ...}` and `tool_stream`. Where several say whether to think, the most
-specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort: "none"`; lower efforts bound the
-reasoning.
+`continue_final_message`, and Z.ai's `thinking: {"type": ...}`, `tool_stream` and hosted tools (which are left out). Where several
+say whether to think, the most specific wins: `chat_template_kwargs.enable_thinking`, then `thinking`, then `reasoning_effort:
+"none"`; lower efforts bound the reasoning.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ class ChatRequest:
     """Whether arguments of calls are sent as they come; None leaves it to the path the request came by."""
     unknown: tuple[str, ...] = ()
     """Names of fields that were not read."""
+    dropped_tools: tuple[str, ...] = ()
+    """Types of tools that were left out."""
 
 
 def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:
@@ -107,7 +109,8 @@ def chat_request(value: Any, *, limits: RequestLimits, defaults: SamplingDefault
     check_count("messages", chat.messages, limits.messages)
     check_count("tools", chat.tools, limits.tools)
     think, keep = _thinking(chat, thinking)
-    tools = None if hides_tools(chat) else chat.tools
+    offered, hosted = _without_hosted_tools(chat.tools)
+    tools = None if hides_tools(chat) else offered
     conversation = conversation_from_openai(chat.messages, tools, thinking=think, keep_thinking=keep)
     constraint = read_constraint(chat, conversation.tools, limits)
     turn = TurnRequest(
@@ -131,7 +134,16 @@ def chat_request(value: Any, *, limits: RequestLimits, defaults: SamplingDefault
         continuous_usage=bool(options.continuous_usage_stats),
         tool_stream=chat.tool_stream,
         unknown=unknown_fields(value, ChatBody),
+        dropped_tools=hosted,
     )
+
+
+def _without_hosted_tools(tools: Any) -> tuple[Any, tuple[str, ...]]:
+    """The tools but for those that only Z.ai's own servers can run, and the types of those."""
+    if not isinstance(tools, list):
+        return tools, ()
+    hosted = [tool for tool in tools if isinstance(tool, dict) and tool.get("type") in _HOSTED_TOOLS]
+    return [tool for tool in tools if tool not in hosted] if hosted else tools, tuple(tool["type"] for tool in hosted)
 
 
 def _sampling(chat: ChatBody, constraint: Constraint | None, defaults: SamplingDefaults, limits: RequestLimits) -> SamplingParams:
@@ -193,4 +205,5 @@ def _continues(chat: ChatBody, conversation: Conversation) -> bool:
     return wanted
 
 
+_HOSTED_TOOLS: Final = ("web_search", "retrieval", "mcp")
 _TEMPLATE_SWITCHES: Final = ("enable_thinking", "clear_thinking", "add_generation_prompt")

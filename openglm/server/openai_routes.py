@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from openglm.server.exchange import Exchange, GeneratingRoute
+from openglm.server.exchange import Exchange, GeneratingRoute, left_out
 from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import ChatRequest, read_chat_request
 from openglm.server.openai_response import Answer, ChatWire, Delivery
@@ -37,7 +37,6 @@ def chat_exchange(
     delivery: Delivery,
     *,
     wire: type[ChatWire] = ChatWire,
-    headers: tuple[tuple[str, str], ...] = (),
     tells_request_id: bool = False,
 ) -> Exchange:
     """A chat request as an exchange. `tells_request_id`: the answer repeats the client's id, or names one."""
@@ -48,7 +47,7 @@ def chat_exchange(
         answer = Answer(f"chatcmpl-{turn.id}", int(time.time()), service.model.name, service.config.reasoning_field, request_id)
         return wire(answer, service.model.tokenizer, delivery, num_choices=chat.num_choices, num_prompt_tokens=len(turn.prompt_ids))
 
-    return Exchange((chat.turn,), open_wire, chat.model, chat.stream, chat.num_choices, chat.unknown, headers)
+    return Exchange((chat.turn,), open_wire, chat.model, chat.stream, chat.num_choices, chat.unknown, left_out("tools", chat.dropped_tools))
 
 
 class Models:

@@ -37,9 +37,10 @@ async def test_greedy_thinking_and_hosted_tools():
     app = CannedApp(SAY)
     hosted = [{"type": "web_search", "web_search": {}}, TOOL, {"type": "mcp", "mcp": {}}]
     body = {**ASK, "do_sample": False, "temperature": 0.8, "thinking": {"type": "disabled"}, "tools": hosted, "stop": ["x"]}
-    response = await app.post(PATH, body)
+    for path in ("/v1/chat/completions", PATH):
+        response = await app.post(path, body)
+        assert "2 of the tools" in response.headers["x-openglm-warning"]
     assert app.params.greedy and app.prompt.endswith("<think></think>") and "get_weather" in app.prompt and "web_search" not in app.prompt
-    assert "2 of the tools" in response.headers["x-openglm-warning"]
     assert response.json()["request_id"]
 
 
