@@ -37,7 +37,7 @@ test-exactness: $(READY)  ## the engine's bitwise matrix; ARGS="--last-failed" o
 test-openai-2: $(READY)  ## the client tests with version 2 of the openai package (the lock holds version 3)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/openai-2 'openai==2.*' distro jiter sniffio tqdm
 	PYTHONPATH=build/openai-2 $(BIN)/python -c 'import openai; print("openai", openai.__version__); assert openai.__version__.startswith("2.")'
-	PYTHONPATH=build/openai-2 $(BIN)/pytest tests/server/test_openai_client.py
+	PYTHONPATH=build/openai-2 $(BIN)/pytest tests/server/test_openai_client.py tests/server/test_openai_client_beyond_chat.py
 
 check: $(READY)  ## lint, types, layering, spelling
 	$(BIN)/ruff check .

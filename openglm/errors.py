@@ -46,10 +46,12 @@ class TemplateError(RequestError):
 
 
 class ContextLengthError(RequestError):
-    """The prompt, or prompt plus requested output, does not fit the model's context."""
+    """The prompt, or prompt plus requested output, does not fit the model's context. `num_tokens` of `limit`, where both are known."""
 
-    def __init__(self, message: str, *, param: str | None = "messages") -> None:
+    def __init__(self, message: str, *, param: str | None = "messages", num_tokens: int | None = None, limit: int | None = None) -> None:
         super().__init__(message, param=param, code="context_length_exceeded")
+        self.num_tokens = num_tokens
+        self.limit = limit
 
 
 class QueueFullError(OpenGLMError):

@@ -115,6 +115,14 @@ def command(
     reasoning_field: Annotated[
         str, typer.Option(help="Where thinking goes: reasoning_content, reasoning or both.", rich_help_panel=_ANSWERS)
     ] = "reasoning_content",
+    parse_special: Annotated[
+        bool,
+        typer.Option(
+            "--parse-special/--no-parse-special",
+            help="Read control tokens in the text of raw prompts; only if you trust whoever writes them.",
+            rich_help_panel=_ANSWERS,
+        ),
+    ] = False,
     generation_config: Annotated[
         str,
         typer.Option(help="auto: sampling defaults of the model's generation_config.json; vllm or openai: none.", rich_help_panel=_ANSWERS),
@@ -163,6 +171,7 @@ def command(
         api_keys=tuple(api_key or ()),
         max_queued_requests=max_queued_requests,
         drain_timeout_s=shutdown_timeout,
+        parse_special=parse_special,
         default_thinking=_thinking(default_chat_template_kwargs, thinking),
         reasoning_field=reasoning_field,  # type: ignore[arg-type]  # checked above
     )

@@ -29,6 +29,8 @@ class RequestLimits:
     stop_token_ids: int = 128
     top_logprobs: int = 20
     choices: int = 8
+    prompts: int = 128
+    """Of one body that brings several, times the choices of each."""
     logit_biases: int = 300
     bad_words: int = 128
     bad_word_chars: int = 64
@@ -56,6 +58,8 @@ class ServerConfig:
     keep_alive_s: float = 10.0
     """A stream that has been silent this long sends an SSE comment, so that proxies do not cut a long prefill."""
     default_thinking: bool = True
+    parse_special: bool = False
+    """Whether the text of raw prompts may hold control tokens, for requests that do not say so themselves."""
     reasoning_field: ReasoningField = "reasoning_content"
     limits: RequestLimits = field(default_factory=RequestLimits)
 

@@ -169,12 +169,19 @@ class AsyncEngineClient:
 
     async def stats(self) -> EngineStats:
         """The engine's counters; `EngineDeadError` when it is down."""
+        return await self._ask(protocol.AskStats)
+
+    async def flush_cache(self) -> None:
+        """Forget every cached prefix; running requests keep what they use. `EngineDeadError` when the engine is down."""
+        await self._ask(protocol.FlushCache)
+
+    async def _ask(self, question: type[protocol.AskStats | protocol.FlushCache]) -> EngineStats:
         if self.state != "ready" or self._child is None:
             raise EngineDeadError(f"the engine is {self.state}")
         self._num_queries += 1
         query = self._num_queries
         self._queries[query] = asyncio.get_running_loop().create_future()
-        self._child.send(protocol.AskStats(query))
+        self._child.send(question(query))
         try:
             return await self._queries[query]
         finally:

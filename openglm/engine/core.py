@@ -414,6 +414,7 @@ class EngineCore:
             verdict.failure,
             prompt_logprobs=prompt_logprobs,
             cache_outcome=sequence.cache_outcome,
+            stop_logprobs=verdict.kept[-1].logprobs if verdict.hide_last else None,
         )
 
     def _timeout_s(self, request: GenerationRequest) -> float | None:

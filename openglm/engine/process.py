@@ -178,6 +178,9 @@ class EngineProcess:
                 core.stop_thinking(connection.inner_id(request_id))
             case protocol.AskStats(query):
                 self._send(connection, protocol.Stats(query, core.stats()))
+            case protocol.FlushCache(query):
+                core.reset_prefix_cache()
+                self._send(connection, protocol.Stats(query, core.stats()))
 
     def _finish(self, connection: Connection, output: EngineOutput) -> None:
         connection.requests.discard(output.request_id)

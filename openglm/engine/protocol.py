@@ -43,6 +43,12 @@ class AskStats(msgspec.Struct, tag="ask_stats", frozen=True):
     query: int
 
 
+class FlushCache(msgspec.Struct, tag="flush_cache", frozen=True):
+    """Forget every cached prefix; running requests keep their pages. Answered by `Stats` with the same number, once it is done."""
+
+    query: int
+
+
 class EngineInfo(msgspec.Struct, frozen=True):
     """What a client must know about the engine that became ready."""
 
@@ -87,7 +93,7 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
 
 
 class Stats(msgspec.Struct, tag="stats", frozen=True):
-    """The answer to `AskStats`."""
+    """The answer to `AskStats` or `FlushCache`."""
 
     query: int
     stats: EngineStats
@@ -105,7 +111,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
     message: str
 
 
-ToEngine = Submit | Abort | StopThinking | AskStats
+ToEngine = Submit | Abort | StopThinking | AskStats | FlushCache
 FromEngine = Phase | Ready | Failed | Outputs | Stats | Progress | Refused
 
 to_engine = msgspec.msgpack.Decoder(ToEngine)

@@ -1,13 +1,23 @@
 """The HTTP server: dialects in front of one engine.
 
-    strict_json, http_body            bytes of a body become plain values or a typed refusal
-    openai_request, openai_response   the OpenAI wire, in and out; openai_client is the same wire from the other side
-    turn, served_model                one neutral turn: a conversation in, a stream of events out
-    event_stream                      server-sent events; a client that leaves ends its request
-    access, traffic, refusal          keys; how many may wait; what is said when the answer is no
-    service, openai_routes, app       shared state, handlers, routes
-    serve, banner                     the process: port, loading, draining, exit code
+    strict_json, http_body                 bytes of a body become plain values or a typed refusal
+    sampling_fields, openai_constraint     what bodies of several dialects have in common
+    ignored_fields                         counts what they bring for nothing
+    turn, served_model                     one neutral turn: a conversation or a raw prompt in, a stream of steps out
+    exchange, event_stream, json_reply     what every generating route does; a client that leaves ends its request
+    text_route, token_routes               counting and converting tokens, without generating any
+    access, traffic, refusal               keys; how many may wait; what is said when the answer is no
+    service, operations, app               shared state, the operator's routes, all routes
+    serve, banner                          the process: port, loading, draining, exit code
 
-A further dialect adds a request and a response module and a route; everything in between stays. Refuses to own: prompts and
-parsing (`text`), scheduling and sampling (`engine`).
+A dialect is a set of files with one prefix: `_request` (a body becomes an exchange), `_response` (steps become bytes) and `_routes`.
+
+    openai         /v1/chat/completions, /v1/models; openai_client is the same wire from the other side
+    completions    /v1/completions
+    responses      /v1/responses; response_store keeps what may be continued, background_response what nobody waits for
+    anthropic      /v1/messages, /v1/messages/count_tokens
+    sglang         /generate
+    zai            /api/paas/v4/chat/completions: the OpenAI wire with other errors and defaults
+
+`dialects` knows which of them a path belongs to. Refuses to own: prompts and parsing (`text`), scheduling and sampling (`engine`).
 """

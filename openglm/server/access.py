@@ -41,9 +41,9 @@ class KeyRing:
 
 
 class Gate:
-    """ASGI middleware around the whole application. `write` puts a refusal into the words of the wire."""
+    """ASGI middleware around the whole application. `write` puts a refusal into the words of the dialect that the request is in."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, write: Callable[[Refusal], Response]) -> None:
+    def __init__(self, app: ASGIApp, *, keys: KeyRing, write: Callable[[Refusal, Scope], Response]) -> None:
         self._app = app
         self._keys = keys
         self._write = write
@@ -54,18 +54,20 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope["headers"])
+        scope["openglm.request_id"] = request_id.decode()
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                # Anthropic's packages look for the second name.
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id), (b"request-id", request_id)]
             await send(message)
 
         try:
             if scope["path"] not in PUBLIC_PATHS and not self._keys.admits(scope["headers"]):
-                await self._write(_UNAUTHORIZED)(scope, receive, send_with_id)
+                await self._write(_UNAUTHORIZED, scope)(scope, receive, send_with_id)
                 return
             await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
@@ -74,7 +76,7 @@ class Gate:
             refusal = refusal_of(error)
             if started:
                 return  # too late for a status: an unfinished response makes the HTTP layer cut the connection
-            await self._write(refusal)(scope, receive, send_with_id)
+            await self._write(refusal, scope)(scope, receive, send_with_id)
 
 
 _UNAUTHORIZED: Final = Refusal(401, "a valid API key is needed: send Authorization: Bearer KEY or x-api-key: KEY", "invalid_api_key")

@@ -8,22 +8,37 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openglm.server import anthropic_routes, operations, sglang_routes, token_routes, zai_routes
 from openglm.server.access import Gate, KeyRing
-from openglm.server.openai_routes import ChatCompletions, Models, write_refusal
+from openglm.server.completions_routes import completions
+from openglm.server.dialects import write_refusal
+from openglm.server.openai_routes import Models, chat_completions
 from openglm.server.refusal import Refusal, Refused
+from openglm.server.responses_routes import Responses
 from openglm.server.service import Service
 
 
 def build_app(service: Service) -> ASGIApp:
     """The application around one service."""
-    models, health = Models(service), _Health(service)
+    models, health, responses = Models(service), _Health(service), Responses(service)
     router = Router(
         [
             Route("/health", health.alive, methods=["GET"]),
             Route("/ready", health.ready, methods=["GET"]),
             Route("/v1/models", models.list, methods=["GET"]),
             Route("/v1/models/{name:path}", models.one, methods=["GET"]),
-            Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
+            Route("/v1/completions", completions(service), methods=["POST"]),
+            *(Route(path, zai_routes.chat_completions(service), methods=["POST"]) for path in zai_routes.PATHS),
+            Route("/generate", sglang_routes.generate(service), methods=["POST"]),
+            *token_routes.routes(service),
+            *operations.routes(service),
+            Route("/v1/responses", responses.create, methods=["POST"]),
+            Route("/v1/responses/{id}", responses.get, methods=["GET"]),
+            Route("/v1/responses/{id}", responses.delete, methods=["DELETE"]),
+            Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
+            Route("/v1/messages", anthropic_routes.messages(service), methods=["POST"]),
+            Route("/v1/messages/count_tokens", anthropic_routes.count_tokens(service), methods=["POST"]),
         ],
         redirect_slashes=False,  # a redirect would be answered although no route has that path
     )

@@ -1,9 +1,9 @@
 """Sending an answer while its client may leave: server-sent events, and one JSON body.
 
 Both watch the connection beside the work. A client that goes away cancels the work, and with it the engine's request, so its
-pages are free within a step. A silent stream sends a comment now and then, because proxies cut connections on which
-nothing moves during a long prefill. The response starts only when its first bytes are there, so that whatever fails before then
-is still an HTTP status.
+pages are free within a step. A silent stream sends a comment, or what its dialect has for that, now and then, because proxies cut
+connections on which nothing moves during a long prefill. The response starts only when its first bytes are there, so that whatever
+fails before then is still an HTTP status.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ _HEADERS: Final = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-_COMMENT: Final = b": keep-alive\n\n"
 
 
 class ClientGone(Exception):
@@ -32,7 +31,18 @@ class ClientGone(Exception):
 class EventStream:
     """An ASGI response that sends `chunks` as they come, the first of which has been made already."""
 
-    def __init__(self, first: bytes, chunks: AsyncGenerator[bytes], *, keep_alive_s: float) -> None:
+    def __init__(
+        self,
+        first: bytes,
+        chunks: AsyncGenerator[bytes],
+        *,
+        keep_alive_s: float,
+        keep_alive: bytes = b": keep-alive\n\n",
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        """After `keep_alive_s` seconds of silence `keep_alive` is sent. `headers` come on top of the usual ones."""
+        self._keep_alive = keep_alive
+        self._headers = [*_HEADERS, *((name.encode(), value.encode()) for name, value in headers)]
         self._first = first
         self._chunks = chunks
         self._keep_alive_s = keep_alive_s
@@ -55,8 +65,9 @@ class EventStream:
             raise error
 
     async def _pump(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        await send({"type": "http.response.start", "status": 200, "headers": self._headers})
+        if self._first:
+            await send({"type": "http.response.body", "body": self._first, "more_body": True})
         async for chunk in self._chunks:
             self._sent_since_tick = True
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -69,7 +80,7 @@ class EventStream:
             while not gone.done():
                 await asyncio.wait((gone,), timeout=self._keep_alive_s)
                 if not gone.done() and not self._sent_since_tick and not self._complete:
-                    await send({"type": "http.response.body", "body": _COMMENT, "more_body": True})
+                    await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})
                 self._sent_since_tick = False
             pump.cancel()
         finally:

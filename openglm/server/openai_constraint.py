@@ -1,4 +1,4 @@
-"""What an OpenAI body demands of the answer's form becomes the engine's `Constraint`.
+"""What a body demands of the answer's form becomes the engine's `Constraint`; other dialects say theirs in these terms.
 
 Forms are said in several dialects: OpenAI's `response_format`, vLLM's `structured_outputs` and its older `guided_*`, SGLang's
 `json_schema`, `regex` and `ebnf`. A request may use one. `tool_choice` and `strict` functions constrain calls:
@@ -19,12 +19,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
-
 from openglm.config.server import RequestLimits
-from openglm.engine.constraint import Constraint
+from openglm.engine.constraint import Constraint, ConstraintKind
 from openglm.errors import RequestError
-from openglm.text.answer_grammar import ANY_OBJECT, choice_answer, grammar_answer, json_answer, regex_answer
+from openglm.server.sampling_fields import SamplingFields
+from openglm.text.answer_grammar import (
+    ANY_OBJECT,
+    choice_answer,
+    choice_grammar,
+    client_grammar,
+    grammar_answer,
+    json_answer,
+    regex_answer,
+)
 from openglm.text.messages import JSON, Tool
 from openglm.text.schema_limits import check_schema
 from openglm.text.tool_grammar import calls_grammar, each_call_grammar, is_strict
@@ -33,8 +40,8 @@ Write = Callable[[Sequence[Tool], bool], str]
 """A form's grammar, given the tools that may be called instead and whether only one call may be made."""
 
 
-class FormFields(msgspec.Struct):
-    """The fields of a body that this module reads."""
+class FormFields(SamplingFields):
+    """The fields of a body that say how the answer must look, on top of those that say how tokens are chosen."""
 
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -50,11 +57,13 @@ class FormFields(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """How a text answer must look, and the field that says so."""
 
     param: str
     write: Write
+    plain: Callable[[], tuple[ConstraintKind, str]]
+    """The same without the layout of a turn around it, for raw prompts."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +82,10 @@ def hides_tools(fields: FormFields) -> bool:
     return fields.tool_choice == "none"
 
 
-def read_constraint(fields: FormFields, tools: tuple[Tool, ...], limits: RequestLimits) -> Constraint | None:
-    """The constraint of a request whose offered tools are `tools`. Raises `RequestError` naming the field."""
-    form = _form(fields, limits)
+def read_constraint(fields: FormFields, tools: tuple[Tool, ...], limits: RequestLimits, *, form: Form | None = None) -> Constraint | None:
+    """The constraint of a request whose offered tools are `tools`. `form` is one that the dialect read itself. Raises `RequestError`
+    naming the field."""
+    form = form or _form(fields, limits)
     choice = _choice(fields.tool_choice, tools)
     one_call = choice.one_call or fields.parallel_tool_calls is False
     if choice.required:
@@ -88,6 +98,15 @@ def read_constraint(fields: FormFields, tools: tuple[Tool, ...], limits: Request
         _check_tools(choice.tools, limits)
         return Constraint("lark", each_call_grammar(choice.tools, one_call=one_call), at="call", reads_calls=True, param="tools")
     return None
+
+
+def read_plain_constraint(fields: FormFields, limits: RequestLimits) -> Constraint | None:
+    """The constraint on the continuation of a raw prompt, to which tools mean nothing."""
+    form = _form(fields, limits)
+    if form is None:
+        return None
+    kind, text = form.plain()
+    return Constraint(kind, text, param=form.param)
 
 
 def _choice(choice: str | dict[str, Any] | None, tools: tuple[Tool, ...]) -> _Choice:
@@ -134,7 +153,7 @@ def _check_tools(tools: tuple[Tool, ...], limits: RequestLimits) -> None:
         raise RequestError(f"the schemas of the tools have {size} characters; at most {limits.schema_chars} are taken", param="tools")
 
 
-def _form(fields: FormFields, limits: RequestLimits) -> _Form | None:
+def _form(fields: FormFields, limits: RequestLimits) -> Form | None:
     forms = [
         _response_format(fields.response_format, limits),
         _structured_outputs(fields.structured_outputs, limits),
@@ -152,12 +171,12 @@ def _form(fields: FormFields, limits: RequestLimits) -> _Form | None:
     return given[0] if given else None
 
 
-def _response_format(value: dict[str, Any] | None, limits: RequestLimits) -> _Form | None:
+def _response_format(value: dict[str, Any] | None, limits: RequestLimits) -> Form | None:
     kind = None if value is None else value.get("type")
     if value is None or kind in (None, "text"):
         return None
     if kind == "json_object":
-        return _Form("response_format", lambda tools, one: json_answer(ANY_OBJECT, tools=tools, one_call=one))
+        return _any_object("response_format")
     if kind != "json_schema":
         where = "response_format.type"
         raise RequestError(f'{where} must be "text", "json_object" or "json_schema"', param=where)
@@ -165,12 +184,28 @@ def _response_format(value: dict[str, Any] | None, limits: RequestLimits) -> _Fo
     inner = value.get("json_schema")
     if not isinstance(inner, dict) or "schema" not in inner:
         raise RequestError(f"{where}.schema is missing", param=where)
-    strict = inner.get("strict") is True
-    schema = _schema(f"{where}.schema", inner["schema"], limits)
-    return _Form(where, lambda tools, one: json_answer(schema, strict=strict, tools=tools, one_call=one))
+    return schema_form(f"{where}.schema", inner["schema"], limits, param=where, strict=inner.get("strict") is True)
 
 
-def _structured_outputs(value: dict[str, Any] | None, limits: RequestLimits) -> _Form | None:
+def _any_object(param: str) -> Form:
+    return Form(
+        param,
+        lambda tools, one: json_answer(ANY_OBJECT, tools=tools, one_call=one),
+        lambda: ("json_schema", json.dumps(ANY_OBJECT)),
+    )
+
+
+def schema_form(where: str, schema: Any, limits: RequestLimits, *, param: str, strict: bool) -> Form:
+    """An answer that is JSON of this schema. `where` is the place of the schema in the request, `param` what errors are about."""
+    checked = _schema(where, schema, limits)
+    return Form(
+        param,
+        lambda tools, one: json_answer(checked, strict=strict, tools=tools, one_call=one),
+        lambda: ("json_schema", json.dumps(checked)),
+    )
+
+
+def _structured_outputs(value: dict[str, Any] | None, limits: RequestLimits) -> Form | None:
     given = {key: item for key, item in (value or {}).items() if key in _STRUCTURED and item not in (None, False)}
     if not given:
         return None
@@ -182,7 +217,7 @@ def _structured_outputs(value: dict[str, Any] | None, limits: RequestLimits) -> 
         case "json":
             return _json(where, item, limits)
         case "json_object":
-            return _Form(where, lambda tools, one: json_answer(ANY_OBJECT, tools=tools, one_call=one))
+            return _any_object(where)
         case "regex":
             return _regex(where, item, limits)
         case "choice":
@@ -192,7 +227,7 @@ def _structured_outputs(value: dict[str, Any] | None, limits: RequestLimits) -> 
     raise RequestError(f"{where} is not supported; use json, regex, choice or grammar", param=where, code="unsupported_parameter")
 
 
-def _json(where: str, value: Any, limits: RequestLimits) -> _Form | None:
+def _json(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if value is None:
         return None
     if isinstance(value, str):
@@ -203,7 +238,7 @@ def _json(where: str, value: Any, limits: RequestLimits) -> _Form | None:
         except (ValueError, RecursionError):
             raise RequestError(f"{where} is not valid JSON", param=where) from None
     schema = _schema(where, value, limits)
-    return _Form(where, lambda tools, one: json_answer(schema, tools=tools, one_call=one))
+    return Form(where, lambda tools, one: json_answer(schema, tools=tools, one_call=one), lambda: ("json_schema", json.dumps(schema)))
 
 
 def _schema(where: str, schema: Any, limits: RequestLimits) -> dict[str, Any]:
@@ -215,27 +250,31 @@ def _schema(where: str, schema: Any, limits: RequestLimits) -> dict[str, Any]:
     return checked
 
 
-def _regex(where: str, value: Any, limits: RequestLimits) -> _Form | None:
+def _regex(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if value is None:
         return None
     pattern = _text(where, value, limits.regex_chars)
-    return _Form(where, lambda tools, one: regex_answer(pattern, tools=tools, one_call=one))
+    return Form(where, lambda tools, one: regex_answer(pattern, tools=tools, one_call=one), lambda: ("regex", pattern))
 
 
-def _grammar(where: str, value: Any, limits: RequestLimits) -> _Form | None:
+def _grammar(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if value is None:
         return None
     text = _text(where, value, limits.grammar_chars)
-    return _Form(where, lambda tools, one: grammar_answer(text, param=where, tools=tools, one_call=one))
+    return Form(
+        where,
+        lambda tools, one: grammar_answer(text, param=where, tools=tools, one_call=one),
+        lambda: ("lark", client_grammar(text, param=where)),
+    )
 
 
-def _choices(where: str, value: Any, limits: RequestLimits) -> _Form | None:
+def _choices(where: str, value: Any, limits: RequestLimits) -> Form | None:
     if value is None:
         return None
     if not isinstance(value, list) or not 1 <= len(value) <= limits.answer_choices:
         raise RequestError(f"{where} must be a list of 1 to {limits.answer_choices} texts", param=where)
     choices = [_text(where, choice, limits.regex_chars) for choice in value]
-    return _Form(where, lambda tools, one: choice_answer(choices, tools=tools, one_call=one))
+    return Form(where, lambda tools, one: choice_answer(choices, tools=tools, one_call=one), lambda: ("lark", choice_grammar(choices)))
 
 
 def _text(where: str, value: Any, limit: int) -> str:

@@ -1,6 +1,6 @@
 """Steps of a turn become OpenAI's wire: server-sent chunks, or one chat completion.
 
-The hot path is `ChatStream.step`: per engine step it glues pre-encoded bytes around the encoded text, so its cost hardly
+The hot path is `ChatWire.step`: per engine step it glues pre-encoded bytes around the encoded text, so its cost hardly
 depends on how much a chunk carries besides. Everything that is not a piece of text (ends, usage, errors, the whole answer of a
 request without streaming) goes through `msgspec.json`.
 
@@ -17,19 +17,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
+from starlette.responses import Response
 
 from openglm.config.server import ReasoningField
 from openglm.engine.request import TokenLogprobs
-from openglm.server.refusal import Refusal
+from openglm.server.json_reply import encode
+from openglm.server.refusal import Refusal, refusal_response
 from openglm.server.turn import TurnEnd, TurnStep, TurnUsage, total_usage
 from openglm.text.messages import Message, ToolCall
 from openglm.text.openai_messages import message_to_openai
+from openglm.text.schema_types import to_json
 from openglm.text.tokenizer import Tokenizer
 from openglm.text.turn_parser import ContentDelta, Event, ReasoningDelta, ToolCallArguments, ToolCallEnd, ToolCallStart, message_from_events
 
 DONE = b"data: [DONE]\n\n"
-encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True)
@@ -40,19 +41,48 @@ class Answer:
     created: int
     model: str
     reasoning_field: ReasoningField = "reasoning_content"
+    request_id: str | None = None
+    """The client's id, where the dialect repeats it."""
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """The fields that every piece has."""
+        head: dict[str, Any] = {"id": self.id, "created": self.created, "model": self.model}
+        return head if self.request_id is None else head | {"request_id": self.request_id}
 
 
-class ChatStream:
-    """Encodes one streamed answer of one or more choices; every method returns bytes ready for the socket."""
+@dataclass(frozen=True)
+class Delivery:
+    """How a client wants a stream."""
 
-    def __init__(self, answer: Answer, tokenizer: Tokenizer, *, include_usage: bool, num_choices: int = 1) -> None:
+    include_usage: bool = False
+    """One more chunk at the end, with the token counts."""
+    continuous_usage: bool = False
+    """Token counts so far on every chunk."""
+    whole_calls: bool = False
+    """A tool call as one piece, when it is complete."""
+    usage_with_end: bool = False
+    """The token counts on the chunk that has the finish reason (of a single choice), without being asked."""
+
+
+class ChatWire:
+    """Encodes one answer of one or more choices; every method returns bytes ready for the socket."""
+
+    keep_alive = b": keep-alive\n\n"
+
+    def __init__(
+        self, answer: Answer, tokenizer: Tokenizer, delivery: Delivery, *, num_choices: int = 1, num_prompt_tokens: int = 0
+    ) -> None:
         self._answer = answer
         self._tokenizer = tokenizer
-        self._include_usage = include_usage
+        self._include_usage = include_usage = delivery.include_usage
+        self._delivery = delivery
+        self._num_prompt_tokens = num_prompt_tokens
+        self._num_tokens = 0
         self._logprobs: list[list[TokenLogprobs]] = [[] for _ in range(num_choices)]
         self._usages: list[TurnUsage | None] = [None] * num_choices
         usage = b',"usage":null' if include_usage else b""
-        head = encode({"id": answer.id, "object": "chat.completion.chunk", "created": answer.created, "model": answer.model})
+        head = encode({"object": "chat.completion.chunk", **answer.head})
         self._heads = [b'data: %b,"choices":[{"index":%d,"delta":' % (head[:-1], index) for index in range(num_choices)]
         self._tail = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
         self._usage_head = b"data: " + head[:-1] + b',"choices":[],"usage":'
@@ -66,6 +96,7 @@ class ChatStream:
     def step(self, step: TurnStep, index: int = 0) -> bytes:
         """The chunks of one step of a choice, with its closing chunk if it is the last, and the answer's if that was the last of all."""
         self._logprobs[index] += step.logprobs
+        self._num_tokens += len(step.token_ids)
         chunks = [self._chunk(delta, index) for event in step.events if (delta := self._delta(event))]
         if step.end is not None:
             chunks.append(self._end(step.end, index))
@@ -75,7 +106,18 @@ class ChatStream:
         """What is left to say when the answer fails in the middle."""
         return b"data: " + encode(error_body(refusal)) + b"\n\n" + DONE
 
+    def whole(self, answers: Sequence[Sequence[TurnStep]]) -> bytes:
+        """All choices in one body."""
+        return chat_completion(self._answer, answers, self._tokenizer)
+
     def _delta(self, event: Event) -> bytes:
+        if self._delivery.whole_calls:
+            match event:
+                case ToolCallEnd(index, call, True):
+                    function = {"name": call.name, "arguments": to_json(call.arguments)}
+                    return encode({"tool_calls": [{"index": index, "id": new_call_id(), "type": "function", "function": function}]})
+                case ToolCallStart() | ToolCallArguments() | ToolCallEnd():
+                    return b""
         match event:
             case ContentDelta(text):
                 return b'{"content":' + encode(text) + b"}"
@@ -85,19 +127,27 @@ class ChatStream:
             case ToolCallArguments(index, fragment):
                 return b'{"tool_calls":[{"index":%d,"function":{"arguments":%b}}]}' % (index, encode(fragment))
             case ToolCallStart(index, name):
-                call = {"index": index, "id": new_call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
-                return encode({"tool_calls": [call]})
+                opened = {"index": index, "id": new_call_id(), "type": "function", "function": {"name": name, "arguments": ""}}
+                return encode({"tool_calls": [opened]})
             case ToolCallEnd():
                 return b""  # the wire has no sign for it; finish_reason says that calls came
 
     def _chunk(self, delta: bytes, index: int) -> bytes:
-        if not self._logprobs[index]:
-            return self._heads[index] + delta + self._tail
-        return self._heads[index] + delta + self._tail.replace(b"null", encode(self._take_logprobs(index)), 1)
+        tail = self._tail if not self._delivery.continuous_usage else self._tail_with_usage()
+        if self._logprobs[index]:
+            tail = tail.replace(b"null", encode(self._take_logprobs(index)), 1)
+        return self._heads[index] + delta + tail
+
+    def _tail_with_usage(self) -> bytes:
+        prompt, completion = self._num_prompt_tokens, self._num_tokens
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return b',"logprobs":null,"finish_reason":null}],"usage":' + encode(usage) + b"}\n\n"
 
     def _end(self, end: TurnEnd, index: int) -> bytes:
         logprobs = encode(self._take_logprobs(index)) if self._logprobs[index] else b"null"
         usage = b',"usage":null' if self._include_usage else b""
+        if self._delivery.usage_with_end and len(self._usages) == 1:
+            usage = b',"usage":' + encode(usage_object(end.usage))
         last = self._heads[index] + b'{},"logprobs":%b,"finish_reason":%b}]%b}\n\n' % (logprobs, encode(end.finish_reason), usage)
         self._usages[index] = end.usage
         usages = [each for each in self._usages if each is not None]
@@ -132,10 +182,8 @@ def chat_completion(answer: Answer, choices: Iterable[Sequence[TurnStep]], token
         )
     return encode(
         {
-            "id": answer.id,
             "object": "chat.completion",
-            "created": answer.created,
-            "model": answer.model,
+            **answer.head,
             "choices": made,
             "usage": usage_object(total_usage(usages)),
         }
@@ -157,6 +205,7 @@ def usage_object(usage: TurnUsage) -> dict[str, Any]:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "cache_read_input_tokens": usage.cached_tokens,  # where some OpenAI-compatible clients look for it
         "completion_tokens_details": {
             "reasoning_tokens": usage.reasoning_tokens,
             "draft_tokens": usage.draft_tokens,
@@ -176,6 +225,11 @@ def logprobs_object(entries: list[TokenLogprobs], tokenizer: Tokenizer) -> dict[
         "content": [{**entry(e.token, e.logprob), "top_logprobs": [entry(token, logprob) for token, logprob in e.top]} for e in entries],
         "refusal": None,
     }
+
+
+def write_refusal(refusal: Refusal) -> Response:
+    """A refusal on the OpenAI wire."""
+    return refusal_response(refusal, encode(error_body(refusal)))
 
 
 def error_body(refusal: Refusal) -> dict[str, Any]:

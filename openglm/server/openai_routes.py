@@ -1,135 +1,57 @@
-"""The OpenAI routes: decode, run one turn, encode. No policy lives here."""
+"""The OpenAI chat route and the models. No policy lives here."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from openglm.server.event_stream import ClientGone, EventStream, interleave, unless_client_leaves
-from openglm.server.http_body import read_json_body
+from openglm.server.exchange import Exchange, GeneratingRoute, left_out
+from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import ChatRequest, read_chat_request
-from openglm.server.openai_response import Answer, ChatStream, chat_completion, encode, error_body
-from openglm.server.refusal import Refusal, refusal_of
-from openglm.server.service import LARGE_BODY, Service
-from openglm.server.turn import PreparedTurn, TurnStep, choices
-
-STATUS_WAIT_S = 1.0
-"""How long a stream waits for its first step before it commits to status 200: most failures are known by then."""
+from openglm.server.openai_response import Answer, ChatWire, Delivery
+from openglm.server.service import Service
+from openglm.server.turn import PreparedTurn
 
 
-class JSONReply(Response):
-    """A body that is JSON already."""
+def chat_completions(service: Service) -> ASGIApp:
+    """POST /v1/chat/completions."""
 
-    media_type = "application/json"
+    def read(body: bytes) -> Exchange:
+        config = service.config
+        chat = read_chat_request(body, limits=config.limits, defaults=service.model.defaults, thinking=config.default_thinking)
+        delivery = Delivery(include_usage=chat.include_usage, continuous_usage=chat.continuous_usage, whole_calls=chat.tool_stream is False)
+        return chat_exchange(service, chat, delivery)
 
-
-def write_refusal(refusal: Refusal) -> Response:
-    """A refusal on the OpenAI wire."""
-    headers = dict(refusal.headers)
-    if refusal.retry_after_s is not None:
-        headers["retry-after"] = str(max(1, round(refusal.retry_after_s)))
-    if refusal.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if refusal.status in (408, 413):
-        headers["connection"] = "close"  # the rest of the body is not going to be read
-    return JSONReply(encode(error_body(refusal)), refusal.status, headers)
+    return GeneratingRoute(service, read)
 
 
-class ChatCompletions:
-    """POST /v1/chat/completions, as an ASGI application: an answer may outlive the handler that started it."""
+def chat_exchange(
+    service: Service,
+    chat: ChatRequest,
+    delivery: Delivery,
+    *,
+    wire: type[ChatWire] = ChatWire,
+    tells_request_id: bool = False,
+) -> Exchange:
+    """A chat request as an exchange. `tells_request_id`: the answer repeats the client's id, or names one."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def open_wire(turns: Sequence[PreparedTurn]) -> ChatWire:
+        (turn,) = turns
+        request_id = (chat.turn.client_id or turn.id) if tells_request_id else None
+        answer = Answer(f"chatcmpl-{turn.id}", int(time.time()), service.model.name, service.config.reasoning_field, request_id)
+        return wire(answer, service.model.tokenizer, delivery, num_choices=chat.num_choices, num_prompt_tokens=len(turn.prompt_ids))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request."""
-        service = self._service
-        service.refuse_if_draining()
-        body = await read_json_body(Request(scope, receive), service.config.limits)
-        with service.traffic.admitted():
-            chat = await self._read(body)
-            service.check_model(chat.model)
-            try:
-                turn = await unless_client_leaves(self._prepare(chat, len(body)), receive)
-                reply = await (self._stream if chat.stream else self._whole)(chat, turn, receive)
-            except ClientGone:
-                raise ClientDisconnect from None
-            await reply(scope, receive, send)
-
-    async def _read(self, body: bytes) -> ChatRequest:
-        config, defaults = self._service.config, self._service.model.defaults
-
-        def read() -> ChatRequest:
-            return read_chat_request(body, limits=config.limits, defaults=defaults, thinking=config.default_thinking)
-
-        return read() if len(body) < LARGE_BODY else await asyncio.to_thread(read)
-
-    async def _prepare(self, chat: ChatRequest, size: int) -> PreparedTurn:
-        await self._service.wait_until_loaded()
-        return await self._service.prepare(chat.turn, size=size)
-
-    def _answer(self, turn: PreparedTurn) -> Answer:
-        return Answer(f"chatcmpl-{turn.id}", int(time.time()), self._service.model.name, self._service.config.reasoning_field)
-
-    async def _whole(self, chat: ChatRequest, turn: PreparedTurn, receive: Receive) -> Response:
-        async def collect() -> list[list[TurnStep]]:
-            collected: list[list[TurnStep]] = [[] for _ in range(chat.num_choices)]
-            async with contextlib.aclosing(self._run(chat, turn)) as steps:
-                async for index, step in steps:
-                    collected[index].append(step)
-            return collected
-
-        collected = await unless_client_leaves(collect(), receive)
-        return JSONReply(chat_completion(self._answer(turn), collected, self._service.model.tokenizer))
-
-    def _run(self, chat: ChatRequest, turn: PreparedTurn) -> AsyncGenerator[tuple[int, TurnStep]]:
-        """Every choice's steps, each with the number of its choice."""
-        return interleave([self._service.run(choice) for choice in choices(turn, chat.num_choices)])
-
-    async def _stream(self, chat: ChatRequest, turn: PreparedTurn, receive: Receive) -> EventStream:
-        wire = ChatStream(self._answer(turn), self._service.model.tokenizer, include_usage=chat.include_usage, num_choices=chat.num_choices)
-        steps = self._run(chat, turn)
-        first = asyncio.ensure_future(anext(steps))
-        try:
-            await unless_client_leaves(asyncio.wait((first,), timeout=STATUS_WAIT_S), receive)
-            if first.done():
-                first.result()  # raises what the turn failed with, while there still is a status to say it with
-        except BaseException:
-            first.cancel()
-            await asyncio.wait((first,))
-            await steps.aclose()
-            raise
-        chunks = _chunks(wire, first, steps)
-        return EventStream(wire.start(), chunks, keep_alive_s=self._service.config.keep_alive_s)
-
-
-async def _chunks(
-    wire: ChatStream, first: asyncio.Future[tuple[int, TurnStep]], steps: AsyncGenerator[tuple[int, TurnStep]]
-) -> AsyncGenerator[bytes]:
-    """The wire form of a running turn. A failure in the middle becomes an error event, and the stream ends properly."""
-    try:
-        index, step = await first
-        yield wire.step(step, index)
-        async for index, step in steps:
-            yield wire.step(step, index)
-    except Exception as error:
-        yield wire.error(refusal_of(error))
-    finally:
-        if not first.done():
-            first.cancel()
-            await asyncio.wait((first,))
-        await steps.aclose()
+    return Exchange((chat.turn,), open_wire, chat.model, chat.stream, chat.num_choices, chat.unknown, left_out("tools", chat.dropped_tools))
 
 
 class Models:
-    """GET /v1/models and /v1/models/{name}."""
+    """GET /v1/models and /v1/models/{name}, in a shape that OpenAI's and Anthropic's packages both read."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -137,7 +59,9 @@ class Models:
     async def list(self, request: Request) -> Response:
         """Every name that requests may use."""
         del request
-        return JSONReply(encode({"object": "list", "data": [self._card(name) for name in self._service.model.names]}))
+        names = self._service.model.names
+        pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+        return JSONReply(encode({"object": "list", "data": [self._card(name) for name in names], **pages}))
 
     async def one(self, request: Request) -> Response:
         """One of them."""
@@ -150,8 +74,13 @@ class Models:
         return {
             "id": name,
             "object": "model",
+            "type": "model",
+            "display_name": name,
             "created": model.created,
+            "created_at": datetime.fromtimestamp(model.created, UTC).isoformat().replace("+00:00", "Z"),
             "owned_by": "openglm",
             "root": model.name,
             "max_model_len": model.max_model_len,
+            "max_input_tokens": model.max_model_len - 1,
+            "max_tokens": model.max_model_len - 1,
         }

@@ -11,6 +11,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
+from starlette.responses import Response
+
 from openglm.errors import (
     ContextLengthError,
     DeadlineExceededError,
@@ -49,6 +51,8 @@ class Refusal:
     param: str | None = None
     retry_after_s: float | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    overflow: tuple[int, int] | None = None
+    """Of a prompt that is too long: its tokens and how many there may be. Some clients read them out of the message."""
 
     @property
     def type(self) -> str:
@@ -64,13 +68,27 @@ class Refused(OpenGLMError):  # named after what happened to the request
         self.refusal = refusal
 
 
+def refusal_response(refusal: Refusal, body: bytes) -> Response:
+    """The HTTP response of a refusal whose JSON body its dialect has written."""
+    headers = dict(refusal.headers)
+    if refusal.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, round(refusal.retry_after_s)))
+    if refusal.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if refusal.status in (408, 413):
+        headers["connection"] = "close"  # the rest of the body is not going to be read
+    return Response(body, refusal.status, headers, media_type="application/json")
+
+
 def refusal_of(error: BaseException) -> Refusal:
     """The refusal that an exception means to a client."""
     match error:
         case Refused():
             return error.refusal
         case ContextLengthError():
-            return Refusal(400, str(error), "context_length_exceeded", error.param)
+            known = error.num_tokens is not None and error.limit is not None
+            overflow = (error.num_tokens or 0, error.limit or 0) if known else None
+            return Refusal(400, str(error), "context_length_exceeded", error.param, overflow=overflow)
         case RequestError():
             return Refusal(400, str(error), error.code, error.param)
         case QueueFullError():

@@ -15,7 +15,7 @@ from typing import Any
 from openglm.config import ModelConfig
 from openglm.config.server import SamplingDefaults
 from openglm.errors import CheckpointError, ConfigError
-from openglm.text.checkpoint_template import BuiltinTemplate, ChatTemplate, load_chat_template
+from openglm.text.checkpoint_template import BuiltinTemplate, ChatTemplate, load_chat_template, read_template_source
 from openglm.text.messages import Conversation
 from openglm.text.template import StartState, TemplateStyle
 from openglm.text.tokenizer import Tokenizer
@@ -31,6 +31,8 @@ class ServedModel:
     max_model_len: int
     defaults: SamplingDefaults
     created: int
+    template_source: str | None = None
+    """The text of the checkpoint's own template, for clients that render prompts themselves."""
 
     @property
     def name(self) -> str:
@@ -42,10 +44,11 @@ class ServedModel:
         """Whether `prompt` is plain computation; a checkpoint's own template waits for another process."""
         return isinstance(self.template, BuiltinTemplate)
 
-    def prompt(self, conversation: Conversation) -> tuple[list[int], StartState]:
-        """Ids of the prompt for the next assistant turn, and the state its reply begins in."""
-        rendered = self.template.render(conversation)
-        return self.tokenizer.encode_segments(rendered.segments), rendered.start
+    def prompt(self, conversation: Conversation, *, continues: bool = False) -> tuple[list[int], StartState]:
+        """Ids of the prompt for the next assistant turn, and the state its reply begins in. With `continues` the reply goes on with
+        the last turn, whose text ends the prompt."""
+        rendered = self.template.render(conversation, add_generation_prompt=not continues)
+        return self.tokenizer.encode_segments(rendered.segments), "content" if continues else rendered.start
 
     def with_context(self, max_model_len: int) -> ServedModel:
         """The same model with the context that the engine settled on."""
@@ -68,6 +71,7 @@ def load_served_model(
         raise CheckpointError(f"{path}: {reason}{download or '; it must hold config.json, tokenizer.json and *.safetensors'}")
     config = ModelConfig.from_file(path / "config.json")
     tokenizer = Tokenizer.from_dir(path)
+    own_template = read_template_source(path)
     return ServedModel(
         names=names,
         tokenizer=tokenizer,
@@ -75,6 +79,7 @@ def load_served_model(
         max_model_len=config.max_position_embeddings,
         defaults=sampling_defaults(path / "generation_config.json" if use_generation_config else None, overrides or {}),
         created=int(time.time()),
+        template_source=own_template[0] if own_template is not None else None,
     )
 
 

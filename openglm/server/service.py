@@ -11,10 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncGenerator
 
 from openglm.config.server import ServerConfig
+from openglm.server.ignored_fields import IgnoredFields
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.served_model import ServedModel
 from openglm.server.traffic import Traffic
@@ -35,6 +37,10 @@ class Service:
         self.engine = engine
         self.traffic = Traffic(config.max_queued_requests)
         self.draining = False
+        self.max_num_seqs = 0
+        """Requests that the engine runs at once; known when it is loaded."""
+        self.ignored_fields = IgnoredFields()
+        self._turns: dict[str, PreparedTurn] = {}
         self._loaded = asyncio.Event()
 
     @property
@@ -45,6 +51,7 @@ class Service:
     def engine_loaded(self, *, max_model_len: int, max_num_seqs: int) -> None:
         """The engine is ready, with these limits."""
         self.model = self.model.with_context(max_model_len)
+        self.max_num_seqs = max_num_seqs
         self.traffic.limit = max_num_seqs + self.config.max_queued_requests
         self._loaded.set()
 
@@ -83,14 +90,29 @@ class Service:
         """Generate, and log how it went."""
         began = time.monotonic()
         end: TurnEnd | None = None
+        self._turns[turn.id] = turn
         try:
             async with contextlib.aclosing(run(turn, self.engine, self.model.tokenizer)) as steps:
                 async for step in steps:
                     end = step.end
                     yield step
         finally:
+            del self._turns[turn.id]
             seconds = time.monotonic() - began
             detail = {"request": turn.id, "seconds": f"{seconds:.3f}", "prompt_tokens": len(turn.prompt_ids)}
             if end is not None:
                 detail |= {"completion_tokens": end.usage.completion_tokens, "cached_tokens": end.usage.cached_tokens}
             logger.info("turn ended: %s", end.finish_reason if end else "aborted", extra=detail)
+
+    async def abort(self, name: str | None) -> int:
+        """End the running turns that a client knows by this name - its own id, or the id in the answer - or all (None); they end
+        with the finish reason "abort". Returns how many there were."""
+        wanted = [turn.id for turn in self._turns.values() if name is None or _is_named(turn, name)]
+        for turn_id in wanted:
+            await self.engine.abort(turn_id)
+        return len(wanted)
+
+
+def _is_named(turn: PreparedTurn, name: str) -> bool:
+    known = turn.follows or turn.id
+    return name in (turn.request.client_id, turn.id) or re.split("[-_]", name)[-1] == known

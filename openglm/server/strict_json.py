@@ -58,6 +58,12 @@ def convert(value: Any, wanted: type[Decoded]) -> Decoded:
         raise RequestError(f"{param or 'the body'} {reason}", param=param or None, code="invalid_type") from None
 
 
+def unknown_fields(value: Any, wanted: type[msgspec.Struct]) -> tuple[str, ...]:
+    """The keys of an object that `wanted` has no field for, and that say something (null means absent)."""
+    known = wanted.__struct_encode_fields__
+    return tuple(key for key, item in value.items() if key not in known and item is not None) if isinstance(value, dict) else ()
+
+
 def _plain(kind: str) -> str:
     """`int | null` -> `int or null`, in JSON's own words."""
     words = {"int": "an integer", "float": "a number", "str": "a string", "bool": "a boolean"}

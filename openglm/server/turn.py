@@ -1,4 +1,4 @@
-"""One neutral turn, between every dialect and the engine: a conversation goes in, a stream of steps comes out.
+"""One neutral turn, between every dialect and the engine: a conversation (or a raw prompt) goes in, a stream of steps comes out.
 
     TurnRequest ──prepare──> PreparedTurn ──run──> TurnStep, TurnStep, ..., TurnStep with `end`
 
@@ -10,6 +10,7 @@ Decisions:
   inside a call they would break its arguments. So they stay on this side, and a match aborts the engine's request.
 - `parallel_tool_calls: false` ends the turn after the first complete call.
 - `finish_reason` says what was delivered: "tool_calls" if calls came and none was cut off, else what the engine says.
+- A raw prompt has no roles, so nothing is read out of its reply: every letter is content.
 - A consumer that stops iterating (its client left) aborts the engine's request, whatever it was doing.
 """
 
@@ -18,15 +19,16 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Final, Literal, Protocol
 
 import msgspec
 
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
 from openglm.engine.scheduling import SchedulingParams
+from openglm.engine.stats import EngineStats
 from openglm.engine.stop import StopStrings
-from openglm.errors import ContextLengthError, EngineError
+from openglm.errors import ContextLengthError, EngineError, RequestError
 from openglm.server.served_model import ServedModel
 from openglm.text.bad_words import bad_word_ids
 from openglm.text.detokenizer import IncrementalDetokenizer
@@ -39,12 +41,30 @@ TurnFinish = Literal["stop", "length", "tool_calls", "abort"]
 
 
 @dataclass(frozen=True)
+class RawPrompt:
+    """A prompt outside any conversation: text, or token ids as they are. In text nothing is a control token, unless
+    `parse_special` says that its author wrote the tags on purpose."""
+
+    text: str = ""
+    ids: tuple[int, ...] | None = None
+    parse_special: bool = False
+
+
+@dataclass(frozen=True)
 class TurnRequest:
     """What a client asks for. `params` holds everything for the engine except stop strings; its `max_tokens` is a wish."""
 
-    conversation: Conversation
+    prompt: Conversation | RawPrompt
     params: SamplingParams
     stop: tuple[str, ...] = ()
+    continues: bool = False
+    """Whether the reply goes on with the conversation's last turn, which is the model's, instead of beginning a new one."""
+    keep_stop: bool = False
+    """Whether the stop string that ended the answer is part of it."""
+    skip_special: bool = True
+    """Whether control tokens that the model writes are left out of a raw prompt's text."""
+    client_id: str | None = None
+    """What the client calls this request, so that it can be aborted from elsewhere."""
     parallel_tool_calls: bool = True
     bad_words: tuple[str, ...] = ()
     scheduling: SchedulingParams = field(default_factory=SchedulingParams)
@@ -75,17 +95,15 @@ class TurnUsage:
     accepted_draft_tokens: int
 
 
+def sum_usages(usages: Iterable[TurnUsage]) -> TurnUsage:
+    """Of answers to different prompts."""
+    return TurnUsage(*(sum(counts) for counts in zip(*(astuple(usage) for usage in usages), strict=True)))
+
+
 def total_usage(usages: Iterable[TurnUsage]) -> TurnUsage:
     """Of several answers to one prompt: the prompt counts once, as it is for the first of them."""
-    first, *others = usages
-    everyone = (first, *others)
-    return replace(
-        first,
-        completion_tokens=sum(usage.completion_tokens for usage in everyone),
-        reasoning_tokens=sum(usage.reasoning_tokens for usage in everyone),
-        draft_tokens=sum(usage.draft_tokens for usage in everyone),
-        accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in everyone),
-    )
+    everyone = tuple(usages)
+    return replace(sum_usages(everyone), prompt_tokens=everyone[0].prompt_tokens, cached_tokens=everyone[0].cached_tokens)
 
 
 @dataclass(frozen=True)
@@ -94,6 +112,8 @@ class TurnEnd:
 
     finish_reason: TurnFinish
     usage: TurnUsage
+    stop: str | int | None = None
+    """The stop string or stop id that ended it."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +123,17 @@ class TurnStep:
     events: tuple[Event, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
     end: TurnEnd | None = None
+    token_ids: tuple[int, ...] = ()
+    """What was generated, also where it became no event."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
+    """In the step that completes a prompt whose scores were asked for: one entry per prompt token but the first."""
+    stop_logprobs: TokenLogprobs | None = None
+    """In the last step, of the stop id that ended the turn, where log probabilities were asked for."""
+
+    @property
+    def text(self) -> str:
+        """The content that came with it."""
+        return "".join([event.text for event in self.events if isinstance(event, ContentDelta)])
 
 
 class OutputStream(Protocol):
@@ -127,21 +158,48 @@ class Engine(Protocol):
         """Begin a request. Raises `RequestError`, `QueueFullError` or `EngineDeadError` at once."""
         ...
 
+    async def abort(self, request_id: str) -> None:
+        """End a request, whose stream then ends with finish reason "abort". Unknown ids are ignored."""
+        ...
+
+    async def flush_cache(self) -> None:
+        """Forget every cached prefix. Raises `EngineDeadError` when the engine is down."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """The engine's counters. Raises `EngineDeadError` when it is down."""
+        ...
+
 
 def prepare(request: TurnRequest, model: ServedModel) -> PreparedTurn:
     """Render and tokenize; clamp the output to what the context leaves. Pure CPU work, safe in a thread."""
-    prompt_ids, start = model.prompt(request.conversation)
+    prompt_ids, start = _prompt_ids(request, model)
+    if not prompt_ids:
+        raise RequestError("the prompt is empty; at least one token is needed", param="prompt")
     room = model.max_model_len - len(prompt_ids)
     if room < 1:
         raise ContextLengthError(
             f"This model's maximum context length is {model.max_model_len} tokens. However, your request has {len(prompt_ids)} "
-            "input tokens. Please reduce the length of the input messages."
+            "input tokens. Please reduce the length of the input messages.",
+            param="messages" if isinstance(request.prompt, Conversation) else "prompt",
+            num_tokens=len(prompt_ids),
+            limit=model.max_model_len,
         )
     wanted = request.params.max_tokens
     params = msgspec.structs.replace(request.params, max_tokens=room if wanted is None else min(wanted, room))
     if request.bad_words:
         params = msgspec.structs.replace(params, bad_words=bad_word_ids(request.bad_words, model.tokenizer))
     return PreparedTurn(request, prompt_ids, start, params)
+
+
+def _prompt_ids(request: TurnRequest, model: ServedModel) -> tuple[list[int], StartState]:
+    prompt = request.prompt
+    if isinstance(prompt, Conversation):
+        return model.prompt(prompt, continues=request.continues)
+    if prompt.ids is not None:
+        return list(prompt.ids), "content"
+    encode = model.tokenizer.encode_raw if prompt.parse_special else model.tokenizer.encode_text
+    return encode(prompt.text), "content"
 
 
 def choices(turn: PreparedTurn, count: int) -> tuple[PreparedTurn, ...]:
@@ -173,18 +231,23 @@ class _TurnReader:
     """Turns the engine's outputs of one turn into steps."""
 
     def __init__(self, turn: PreparedTurn, tokenizer: Tokenizer) -> None:
-        request = turn.request
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
-        self._parser = TurnParser(turn.start, request.conversation.tools)
+        request, prompt = turn.request, turn.request.prompt
+        self._raw = isinstance(prompt, RawPrompt)
+        tools = () if isinstance(prompt, RawPrompt) else prompt.tools
+        self._detokenizer = IncrementalDetokenizer(tokenizer, skip_special=request.skip_special or not self._raw)
+        self._parser = _Verbatim() if self._raw else TurnParser(turn.start, tools)
         self._stop = StopStrings(request.stop) if request.stop else None
+        self._keep_stop = request.keep_stop
         self._one_call = not request.parallel_tool_calls
-        self._reasoning = _ReasoningCounter(turn.start, tokenizer, calls=bool(request.conversation.tools))
+        self._reasoning = _ReasoningCounter(turn.start, tokenizer, calls=bool(tools))
         self._num_tokens = 0
+        self._untold: list[int] = []  # generated, but in no step yet
         self._num_calls = self._num_cut_calls = 0
 
     def read(self, output: EngineOutput) -> TurnStep | None:
         """The step that an output amounts to; None when nothing became visible (half a character, half a tag)."""
         self._num_tokens += len(output.token_ids)
+        self._untold += output.token_ids
         self._reasoning.count(output.token_ids)
         events = self._parser.feed(self._detokenizer.push(output.token_ids))
         if output.finish_reason is not None:
@@ -192,16 +255,20 @@ class _TurnReader:
             events += self._parser.finish(ended=output.finish_reason == "stop")
         events, cut = self._cut(events)
         if cut:
-            end = self._end(output, "stop")
+            end = self._end(output, "stop", self._stop.matched if self._stop is not None else None)
         elif output.finish_reason is not None:
             if self._stop is not None and (held := self._stop.finish()):
                 events.append(ContentDelta(held))
-            end = self._end(output, output.finish_reason)
+            end = self._end(output, output.finish_reason, output.stop_reason)
         else:
             end = None
-        if not events and end is None and not output.logprobs:
+        if not events and end is None and not output.logprobs and not self._raw:
             return None
-        return TurnStep(tuple(events), tuple(output.logprobs or ()), end)
+        scores = None if output.prompt_logprobs is None else tuple(output.prompt_logprobs)
+        # After a stop string or a call nothing that came behind it counts.
+        stop_logprobs = None if cut else output.stop_logprobs
+        told, self._untold = tuple(self._untold), []
+        return TurnStep(tuple(events), tuple(output.logprobs or ()), end, told, scores, stop_logprobs)
 
     def _cut(self, events: list[Event]) -> tuple[list[Event], bool]:
         """The events that may be delivered, and whether the turn is over with them."""
@@ -209,6 +276,8 @@ class _TurnReader:
         for event in events:
             if isinstance(event, ContentDelta) and self._stop is not None:
                 text = self._stop.push(event.text)
+                if self._keep_stop:
+                    text += self._stop.matched or ""
                 if text:
                     delivered.append(ContentDelta(text))
                 if self._stop.matched is not None:
@@ -224,7 +293,7 @@ class _TurnReader:
                     return delivered, True
         return delivered, False
 
-    def _end(self, output: EngineOutput, reason: str) -> TurnEnd:
+    def _end(self, output: EngineOutput, reason: str, stop: str | int | None) -> TurnEnd:
         finish = "tool_calls" if self._num_calls and not self._num_cut_calls else _FINISH[reason]
         usage = TurnUsage(
             prompt_tokens=output.num_prompt_tokens,
@@ -234,7 +303,20 @@ class _TurnReader:
             draft_tokens=output.num_drafted,
             accepted_draft_tokens=output.num_accepted,
         )
-        return TurnEnd(finish, usage)
+        return TurnEnd(finish, usage, stop)
+
+
+class _Verbatim:
+    """Stands in for the turn parser where there is no turn to parse."""
+
+    def feed(self, text: str) -> list[Event]:
+        """The text as it is."""
+        return [ContentDelta(text)] if text else []
+
+    def finish(self, *, ended: bool) -> list[Event]:
+        """Nothing was held back."""
+        del ended
+        return []
 
 
 class _ReasoningCounter:

@@ -41,17 +41,27 @@ def regex_answer(pattern: str, *, tools: Sequence[Tool] = (), one_call: bool = F
 def choice_answer(choices: Sequence[str], *, tools: Sequence[Tool] = (), one_call: bool = False) -> str:
     """An answer that is one of these texts."""
     gap = '"\\n"' if any(choice.startswith("\n") for choice in choices) else GAP
-    return _whole(f"{gap} @answer", {"lark_grammar": f"start: {' | '.join(map(to_literal, choices))}"}, tools, one_call)
+    return _whole(f"{gap} @answer", {"lark_grammar": choice_grammar(choices)}, tools, one_call)
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """One of these texts, in Lark, without a layout around it."""
+    return f"start: {' | '.join(map(to_literal, choices))}"
 
 
 def grammar_answer(grammar: str, *, param: str, tools: Sequence[Tool] = (), one_call: bool = False) -> str:
     """An answer of a client's grammar, in Lark (llguidance's dialect) or in the EBNF of llama.cpp and xgrammar."""
+    return _whole(f"{GAP} @answer", {"lark_grammar": client_grammar(grammar, param=param)}, tools, one_call)
+
+
+def client_grammar(grammar: str, *, param: str) -> str:
+    """A client's grammar in Lark, without a layout around it."""
     try:
-        lark = gbnf_to_lark.any_to_lark(grammar)
+        lark: str = gbnf_to_lark.any_to_lark(grammar)
     except Exception as error:  # the converter raises bare Exception, and IndexError where a text ends early
         reason = "it nests too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
         raise RequestError(f"{param}: the grammar cannot be read: {reason}", param=param) from None
-    return _whole(f"{GAP} @answer", {"lark_grammar": lark}, tools, one_call)
+    return lark
 
 
 def _whole(answer: str, grammar: dict[str, JSON], tools: Sequence[Tool], one_call: bool) -> str:

@@ -159,7 +159,7 @@ def load_chat_template(
     """The template of a model directory. `style` overrides everything; without an own template it is glm-4.5's."""
     if style is not None:
         return BuiltinTemplate(style)
-    found = _read_source(Path(directory))
+    found = read_template_source(Path(directory))
     if found is None:
         return BuiltinTemplate("glm-4.5")
     source, origin = found
@@ -172,8 +172,8 @@ def load_chat_template(
     return own
 
 
-def _read_source(directory: Path) -> tuple[str, str] | None:
-    """The template text and the name of its file."""
+def read_template_source(directory: Path) -> tuple[str, str] | None:
+    """The text of a checkpoint's own template and the name of its file; None where it brings none."""
     jinja_file = directory / "chat_template.jinja"
     if jinja_file.is_file():
         return _read(jinja_file), jinja_file.name

@@ -51,3 +51,9 @@ class Conversation:
     tools: tuple[Tool, ...] = ()
     thinking: bool = True
     keep_thinking: bool = False
+
+    @property
+    def ends_with_answer(self) -> bool:
+        """Whether the last turn is text of the model, without calls, so that it could go on."""
+        last = self.messages[-1] if self.messages else None
+        return last is not None and last.role == "assistant" and bool(last.content.strip()) and not last.tool_calls

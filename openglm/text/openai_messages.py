@@ -10,13 +10,12 @@ Refuses to own: HTTP limits on sizes and counts, wire ids, dialects other than c
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any, Final
+from typing import Final
 
 from openglm.errors import RequestError
 from openglm.text.messages import JSON, Conversation, Message, Role, Tool, ToolCall
 from openglm.text.schema_types import to_json
+from openglm.text.wire_checks import call_arguments, check_depth, optional_string, tool_name, wrong_type
 
 _ROLES: Final[dict[str, Role]] = {
     "system": "system",
@@ -27,14 +26,12 @@ _ROLES: Final[dict[str, Role]] = {
     "function": "tool",
 }
 _TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
-_NAME: Final = re.compile(r"[^\s<>]{1,128}")
-_MAX_DEPTH: Final = 64
 
 
 def conversation_from_openai(messages: JSON, tools: JSON | None, *, thinking: bool = True, keep_thinking: bool = False) -> Conversation:
     """The conversation that the `messages` and `tools` of a request describe."""
     if not isinstance(messages, list):
-        raise _wrong("messages", "a list of messages", messages)
+        raise wrong_type("messages", "a list of messages", messages)
     if not messages:
         raise RequestError("messages: must hold at least one message", param="messages")
     return Conversation(
@@ -50,7 +47,7 @@ def tools_from_openai(tools: JSON | None) -> tuple[Tool, ...]:
     if tools is None:
         return ()
     if not isinstance(tools, list):
-        raise _wrong("tools", "a list of tools", tools)
+        raise wrong_type("tools", "a list of tools", tools)
     parsed = tuple(_tool(tool, f"tools[{i}]") for i, tool in enumerate(tools))
     seen: set[str] = set()
     for i, tool in enumerate(parsed):
@@ -83,7 +80,7 @@ def message_to_openai(message: Message) -> dict[str, JSON]:
 
 def _message(message: JSON, where: str) -> Message:
     if not isinstance(message, dict):
-        raise _wrong(where, "an object", message)
+        raise wrong_type(where, "an object", message)
     name = message.get("role")
     if not isinstance(name, str) or name not in _ROLES:
         known = ", ".join(_ROLES)
@@ -93,7 +90,7 @@ def _message(message: JSON, where: str) -> Message:
     if role == "assistant":
         return Message(role, content, reasoning=_reasoning(message, where), tool_calls=_tool_calls(message, where))
     if role == "tool":
-        return Message(role, content, tool_call_id=_optional_string(message, "tool_call_id", where))
+        return Message(role, content, tool_call_id=optional_string(message, "tool_call_id", where))
     return Message(role, content)
 
 
@@ -103,7 +100,7 @@ def _content(content: JSON, where: str) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise _wrong(where, "a string or a list of text parts", content)
+        raise wrong_type(where, "a string or a list of text parts", content)
     return "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
 
 
@@ -111,7 +108,7 @@ def _part(part: JSON, where: str) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise _wrong(where, "a text part", part)
+        raise wrong_type(where, "a text part", part)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _TEXT_PARTS:
         shown = kind[:40] if isinstance(kind, str) else type(kind).__name__
@@ -121,14 +118,14 @@ def _part(part: JSON, where: str) -> str:
         )
     field = _TEXT_PARTS[kind]
     if not isinstance(part.get(field), str):
-        raise _wrong(f"{where}.{field}", "a string", part.get(field))
+        raise wrong_type(f"{where}.{field}", "a string", part.get(field))
     text: str = part[field]
     return text
 
 
 def _reasoning(message: dict[str, JSON], where: str) -> str | None:
-    first = _optional_string(message, "reasoning_content", where)
-    second = _optional_string(message, "reasoning", where)
+    first = optional_string(message, "reasoning_content", where)
+    second = optional_string(message, "reasoning", where)
     return first if first is not None else second
 
 
@@ -139,16 +136,16 @@ def _tool_calls(message: dict[str, JSON], where: str) -> tuple[ToolCall, ...]:
     if calls is None:
         return ()
     if not isinstance(calls, list):
-        raise _wrong(f"{where}.tool_calls", "a list of calls", calls)
+        raise wrong_type(f"{where}.tool_calls", "a list of calls", calls)
     return tuple(_tool_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls))
 
 
 def _tool_call(call: JSON, where: str) -> ToolCall:
     if not isinstance(call, dict):
-        raise _wrong(where, "an object", call)
+        raise wrong_type(where, "an object", call)
     if call.get("type") not in (None, "function"):
         raise RequestError(f'{where}.type: only "function" calls are supported', param=f"{where}.type")
-    call_id = _optional_string(call, "id", where) or ""
+    call_id = optional_string(call, "id", where) or ""
     if "function" in call:
         return _function(call["function"], f"{where}.function", id=call_id)
     return _function(call, where, id=call_id)
@@ -156,71 +153,21 @@ def _tool_call(call: JSON, where: str) -> ToolCall:
 
 def _function(function: JSON, where: str, *, id: str) -> ToolCall:
     if not isinstance(function, dict):
-        raise _wrong(where, "an object", function)
-    return ToolCall(_tool_name(function, where), _arguments(function.get("arguments"), f"{where}.arguments"), id=id)
-
-
-def _arguments(arguments: JSON, where: str) -> dict[str, JSON]:
-    if arguments is None:
-        return {}
-    if isinstance(arguments, str):
-        if not arguments.strip():
-            return {}
-        try:
-            arguments = json.loads(arguments, parse_constant=_refuse_constant)
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"{where}: not valid JSON; expected an object as JSON text", param=where) from error
-    if not isinstance(arguments, dict):
-        raise _wrong(where, "a JSON object", arguments)
-    _check_depth(arguments, where)
-    return arguments
+        raise wrong_type(where, "an object", function)
+    return ToolCall(tool_name(function, where), call_arguments(function.get("arguments"), f"{where}.arguments"), id=id)
 
 
 def _tool(tool: JSON, where: str) -> Tool:
     if not isinstance(tool, dict):
-        raise _wrong(where, "an object", tool)
+        raise wrong_type(where, "an object", tool)
     if tool.get("type") != "function":
         raise RequestError(f'{where}.type: only "function" tools are supported', param=f"{where}.type")
     function = tool.get("function")
     if not isinstance(function, dict):
-        raise _wrong(f"{where}.function", "an object", function)
-    _check_depth(tool, where)
-    _optional_string(function, "description", f"{where}.function")
+        raise wrong_type(f"{where}.function", "an object", function)
+    check_depth(tool, where)
+    optional_string(function, "description", f"{where}.function")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
-        raise _wrong(f"{where}.function.parameters", "a JSON schema object", parameters)
-    return Tool(_tool_name(function, f"{where}.function"), parameters or {}, tool)
-
-
-def _tool_name(function: dict[str, JSON], where: str) -> str:
-    name = function.get("name")
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise RequestError(f"{where}.name: expected a name of 1 to 128 characters without white space, < or >", param=f"{where}.name")
-    return name
-
-
-def _optional_string(source: dict[str, JSON], field: str, where: str) -> str | None:
-    value = source.get(field)
-    if value is not None and not isinstance(value, str):
-        raise _wrong(f"{where}.{field}", "a string", value)
-    return value
-
-
-def _check_depth(value: JSON, where: str) -> None:
-    level: list[Any] = [value]
-    for _ in range(_MAX_DEPTH):
-        nested = [item for item in level if isinstance(item, dict | list)]
-        if not nested:
-            return
-        level = [child for item in nested for child in (item.values() if isinstance(item, dict) else item)]
-    raise RequestError(f"{where}: nested more than {_MAX_DEPTH} levels deep", param=where)
-
-
-def _refuse_constant(name: str) -> JSON:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _wrong(where: str, expected: str, got: JSON) -> RequestError:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    shown = names.get(type(got), "a number")
-    return RequestError(f"{where}: expected {expected}, got {shown}", param=where)
+        raise wrong_type(f"{where}.function.parameters", "a JSON schema object", parameters)
+    return Tool(tool_name(function, f"{where}.function"), parameters or {}, tool)

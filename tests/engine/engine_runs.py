@@ -88,4 +88,5 @@ def merged(outputs: Sequence[EngineOutput]) -> EngineOutput:
         last.error,
         prompt_logprobs=next((o.prompt_logprobs for o in outputs if o.prompt_logprobs is not None), None),
         cache_outcome=last.cache_outcome,
+        stop_logprobs=last.stop_logprobs,
     )

@@ -33,6 +33,7 @@ def test_stop_ids_end_a_request_and_are_not_shown():
     for params in (SamplingParams(max_tokens=12, temperature=0, stop_token_ids=(stop,)), GREEDY):
         (output,) = generate(make_core(stop_ids=() if params.stop_token_ids else (stop,)), [[1, 2, 3]], params)
         assert (output.token_ids, output.finish_reason, output.stop_reason) == (plain.token_ids[:first], "stop", stop)
+        assert output.stop_logprobs == (plain.logprobs[first] if params.logprobs is not None else None)
     (output,) = generate(make_core(stop_ids=(stop,)), [[1, 2, 3]], SamplingParams(max_tokens=12, temperature=0, ignore_eos=True))
     assert output.token_ids == plain.token_ids
 

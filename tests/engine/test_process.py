@@ -77,6 +77,14 @@ async def test_answers_are_those_of_the_engine_in_this_process(client):
     assert client.state == "ready" and client.info.max_model_len == 1024 and client.info.num_tokens == 384
 
 
+async def test_a_flushed_cache_knows_nothing_any_more(client):
+    prompt = [7] * 200
+    await run(client, "first", prompt=prompt)
+    assert (await run(client, "again", prompt=prompt)).num_cached_tokens >= 128
+    await client.flush_cache()
+    assert (await run(client, "after", prompt=prompt)).num_cached_tokens == 0
+
+
 async def test_wrong_requests_raise_at_once(client):
     with pytest.raises(RequestError, match="empty"):
         client.generate(GenerationRequest("x", []))

@@ -1,6 +1,7 @@
 """An engine that plays back given outputs: for tests of what lies above the engine, one step at a time."""
 
 from openglm.engine.request import EngineOutput, RequestFailure
+from openglm.engine.stats import EngineStats
 from openglm.errors import EngineDeadError
 
 
@@ -11,6 +12,7 @@ class CannedEngine:
         self.steps, self.ending, self.failure, self.error = steps, ending, failure, error
         self.state = "ready"
         self.requests = []
+        self.num_flushes = 0
         self.aborted = []
 
     def generate(self, request):
@@ -20,6 +22,15 @@ class CannedEngine:
             raise EngineDeadError("gone")
         self.requests.append(request)
         return _Stream(self, request)
+
+    async def abort(self, request_id):
+        self.aborted.append(request_id)
+
+    async def flush_cache(self):
+        self.num_flushes += 1
+
+    async def stats(self):
+        return EngineStats(num_running=len(self.requests), pages_total=10, pages_free=4)
 
 
 class _Stream:

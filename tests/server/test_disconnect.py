@@ -7,6 +7,29 @@ import pytest
 ENDLESS = {"model": "scripted", "messages": [{"role": "user", "content": "Go on"}], "ignore_eos": True}
 
 
+TOKENS = {"max_tokens": 100_000, "ignore_eos": True}
+DIALECTS = {
+    "/v1/messages": {**ENDLESS, **TOKENS},
+    "/v1/responses": {"input": "Go on", "ignore_eos": True},
+    "/v1/completions": {"prompt": "Go on", "n": 2, **TOKENS},
+    "/generate": {"text": "Go on", "sampling_params": {"max_new_tokens": 100_000, "ignore_eos": True}},
+    "/api/paas/v4/chat/completions": ENDLESS,
+}
+
+
+@pytest.mark.parametrize("path", DIALECTS)
+def test_leaving_frees_the_pages_in_every_dialect(live, path):
+    with httpx.Client(base_url=live.root) as client:
+        with client.stream("POST", path, json={**DIALECTS[path], "stream": True}) as response:
+            assert response.status_code == 200
+            next(response.iter_lines())
+        with pytest.raises(httpx.TimeoutException):
+            client.post(path, json=DIALECTS[path], timeout=0.15)
+    live.wait_until_idle()
+    assert live.stats().pages_held == 0
+    assert live.service.traffic.num_in_flight == 0
+
+
 @pytest.mark.parametrize("num_events", [0, 1, 5, 40])
 def test_leaving_a_stream_frees_its_pages(live, num_events):
     aborted = live.stats().num_finished.get("abort", 0)

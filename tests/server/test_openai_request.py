@@ -282,18 +282,18 @@ def test_the_newer_name_of_the_token_limit_wins():
     ],
 )
 def test_every_way_to_say_whether_to_think(fields, thinking, keep):
-    conversation = read(**fields).turn.conversation
+    conversation = read(**fields).turn.prompt
     assert (conversation.thinking, conversation.keep_thinking) == (thinking, keep)
 
 
 def test_the_servers_default_decides_when_nobody_says():
-    assert not read(default_thinking=False).turn.conversation.thinking
-    assert read(default_thinking=False, chat_template_kwargs={"enable_thinking": True}).turn.conversation.thinking
+    assert not read(default_thinking=False).turn.prompt.thinking
+    assert read(default_thinking=False, chat_template_kwargs={"enable_thinking": True}).turn.prompt.thinking
 
 
 def test_tool_choice_none_hides_the_tools():
-    assert read(tools=[TOOL], tool_choice="auto").turn.conversation.tools
-    assert not read(tools=[TOOL], tool_choice="none").turn.conversation.tools
+    assert read(tools=[TOOL], tool_choice="auto").turn.prompt.tools
+    assert not read(tools=[TOOL], tool_choice="none").turn.prompt.tools
 
 
 def test_a_stop_string_may_stand_alone_and_repeats_count_once():

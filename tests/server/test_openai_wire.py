@@ -66,6 +66,7 @@ USAGE = {
     "completion_tokens": 13,
     "total_tokens": 21,
     "prompt_tokens_details": {"cached_tokens": 3},
+    "cache_read_input_tokens": 3,
     "completion_tokens_details": {"reasoning_tokens": 4, "draft_tokens": 4, "accepted_draft_tokens": 2},
 }
 
@@ -185,6 +186,28 @@ async def test_a_failing_choice_ends_all(stream):
     response = await post(engine, n=3, stream=stream)
     assert response.status_code == 503 or "queue_full" in response.text
     assert engine.aborted == [engine.requests[0].id]
+
+
+async def test_the_last_message_can_be_continued():
+    engine = CannedEngine(SAY)
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Well,"}]
+    response = await post(engine, messages=messages, continue_final_message=True, add_generation_prompt=False)
+    assert MODEL.tokenizer.decode(engine.requests[0].prompt_ids).endswith("Well,")
+    assert response.json()["choices"][0]["message"]["content"] == "Hello"
+    for wrong in ({"continue_final_message": True}, {"add_generation_prompt": False}):
+        assert (await post(engine, **wrong)).json()["error"]["param"] == next(iter(wrong))
+
+
+async def test_counts_come_with_every_chunk_when_asked_for():
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *chunks, last = events_of(await post(CannedEngine(THINK + SAY), stream=True, stream_options=options))
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks[:-1]] == [0, 4, 8, 11]
+    assert last["usage"]["completion_tokens"] == 11
+
+
+async def test_a_stop_string_can_be_kept():
+    fields = {"stop": ["ll"], "include_stop_str_in_output": True, "chat_template_kwargs": {"enable_thinking": False}}
+    assert (await post(CannedEngine(SAY), **fields)).json()["choices"][0]["message"]["content"] == "Hell"
 
 
 class WithLogprobs(CannedEngine):

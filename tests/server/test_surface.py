@@ -27,7 +27,9 @@ def client_of(service):
 
 PATHS = """
     / /v1 /v1/models /v1/models/x /v1/chat/completions /v1/chat/completions/ //v1/models /V1/MODELS /v1/%6dodels /metrics /docs
-    /openapi.json /health/ /health/x /ready/.. /%2e/health //health /v1/../health /health%00 /health;x
+    /v1/completions /v1/responses /v1/responses/x /v1/responses/x/cancel /v1/messages /v1/messages/count_tokens /generate /tokenize
+    /detokenize /tokenizer_info /version /server_info /get_server_info /v1/loads /flush_cache /abort_request /health_generate
+    /api/paas/v4/chat/completions /openapi.json /health/ /health/x /ready/.. /%2e/health //health /v1/../health /health%00 /health;x
 """
 WRONG_KEYS = (
     {},
