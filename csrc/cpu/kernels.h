@@ -4,17 +4,33 @@
 // Activations are fp32 or bf16; sums are fp32 and run over K from first to last for every output element, whatever the number of
 // rows. That alone makes a row's result independent of its company, so batching, chunking and drafts change no bit.
 #pragma once
+#include <bit>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 namespace openglm {
 
-enum class DType : int { f32 = 0, bf16 = 1, fp8 = 2 };  // fp8 (e4m3) only in KV pages
+// fp8 (e4m3) in KV pages and weights, int8 in weights only. Both are exact in bf16, so their products are those of bf16 weights.
+enum class DType : int { f32 = 0, bf16 = 1, fp8 = 2, int8 = 3 };
+
+// The nearest e4m3 code (ties to even) of a value within +-448; NaN for NaN.
+inline uint8_t to_fp8(float x) {
+    const uint32_t bits = std::bit_cast<uint32_t>(x);
+    const uint8_t sign = static_cast<uint8_t>(bits >> 24 & 0x80);
+    const float magnitude = std::fabs(x);
+    if (!(magnitude <= 448.0f)) return sign | (magnitude > 448.0f ? 0x7E : 0x7F);
+    if (magnitude < 0.015625f)  // below the smallest normal: multiples of 2^-9
+        return sign | static_cast<uint8_t>(std::nearbyintf(magnitude * 512.0f));
+    const uint32_t rounded = (bits & 0x7FFFFFFF) + 0x7FFFF + (bits >> 20 & 1);
+    return sign | static_cast<uint8_t>((rounded >> 20) - ((127 - 7) << 3));
+}
 
 constexpr int kPanel = 16;     // output columns side by side in a packed weight
 constexpr int kPageSize = 64;  // token slots of a KV page
 
-// A weight [N, K], packed by panels of 16 output columns: bf16 as [N/16][K/2][16][2], fp32 as [N/16][K][16]; zeros as padding.
+// A weight [N, K], packed by panels of 16 output columns: fp32 as [N/16][K][16], the others as [N/16][K/2][16][2]; zeros as padding.
+// 8-bit weights have a scale for every output column, by which its finished sum is multiplied.
 struct Linear {
     DType dtype;
     int n, k;          // true sizes
@@ -23,6 +39,7 @@ struct Linear {
     void* data;        // panels * k_padded * 16 elements, 64-byte aligned
     size_t bytes;      // of data
     float* bias;       // [panels * 16], or null
+    float* scale;      // [panels * 16], or null
 };
 
 // Routed and shared experts of one layer. `gate`, `up`, `down` have num_experts entries, and one more for the shared expert.

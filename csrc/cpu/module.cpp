@@ -5,8 +5,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <algorithm>
 #include <bit>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -81,6 +83,7 @@ void free_linear(PyObject* capsule) {
     auto* w = static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear));
     free_aligned(w->data, w->bytes);
     if (w->bias) free_aligned(w->bias, 0);
+    if (w->scale) free_aligned(w->scale, 0);
     delete w;
 }
 
@@ -89,29 +92,34 @@ float widen(const void* p, size_t i, DType dtype) {
     return std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16);
 }
 
-// pack_linear(weight, dtype, n, k, bias_f32 or 0, target dtype) -> capsule; None when bf16 is asked for and would lose bits.
+// pack_linear(weight, dtype, n, k, bias_f32 or 0, target dtype, scale_f32 or 0) -> capsule; None when bf16 is asked for and would lose
+// bits. 8-bit targets divide each row by its scale, by default the one that makes its largest element 448 (fp8) or 127 (int8), and round.
 PyObject* pack_linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
-    Arguments a(items, count, 6);
+    Arguments a(items, count, 7);
     const void* source = a.address<const void>();
     const DType dtype = a.dtype();
     const int n = a.number(), k = a.number();
     const float* bias = a.address<const float>();
     const DType target = a.dtype();
+    const float* given = a.address<const float>();
     if (!a.failed() && (n < 1 || k < 1)) a.fail("a weight needs at least one row and one column");
     if (a.failed()) return nullptr;
+    const bool scaled = target == DType::fp8 || target == DType::int8;
     auto* w = new Linear{};
     w->dtype = target;
     w->n = n;
     w->k = k;
     w->panels = (n + kPanel - 1) / kPanel;
     w->k_padded = (k + 1) / 2 * 2;
-    w->bytes = static_cast<size_t>(w->panels) * w->k_padded * kPanel * (target == DType::f32 ? 4 : 2);
+    w->bytes = static_cast<size_t>(w->panels) * w->k_padded * kPanel * (target == DType::f32 ? 4 : scaled ? 1 : 2);
     w->data = allocate_aligned(w->bytes);
+    const size_t columns = static_cast<size_t>(w->panels) * kPanel * 4;
     if (bias) {
-        w->bias = static_cast<float*>(allocate_aligned(static_cast<size_t>(w->panels) * kPanel * 4));
+        w->bias = static_cast<float*>(allocate_aligned(columns));
         if (w->bias) std::memcpy(w->bias, bias, static_cast<size_t>(n) * 4);
     }
-    bool lossless = true, complete = w->data && (!bias || w->bias);
+    if (scaled) w->scale = static_cast<float*>(allocate_aligned(columns));
+    bool lossless = true, complete = w->data && (!bias || w->bias) && (!scaled || w->scale);
     if (complete) {
         Py_BEGIN_ALLOW_THREADS;
         std::vector<char> lost(w->panels);
@@ -119,16 +127,35 @@ PyObject* pack_linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
             for (int column = 0; column < kPanel && panel * kPanel + column < n; column++) {
                 const size_t row = static_cast<size_t>(panel) * kPanel + column;
                 const size_t base = static_cast<size_t>(panel) * w->k_padded * kPanel;
+                float scale = 1.0f;
+                if (scaled) {
+                    float most = 0.0f;
+                    bool finite = true;
+                    for (int i = 0; i < k && !given; i++) {
+                        const float magnitude = std::fabs(widen(source, row * k + i, dtype));
+                        finite = finite && magnitude - magnitude == 0.0f;
+                        most = std::max(most, magnitude);
+                    }
+                    scale = given ? given[row] : most / (target == DType::fp8 ? 448.0f : 127.0f);
+                    if (!finite) scale = NAN;  // shows in the output, as it would without quantization
+                    if (scale == 0.0f) scale = 1.0f;
+                    w->scale[row] = scale;
+                }
                 for (int i = 0; i < k; i++) {
                     const float value = widen(source, row * k + i, dtype);
+                    const size_t place = base + (static_cast<size_t>(i / 2) * kPanel + column) * 2 + i % 2;
                     if (target == DType::f32) {
                         static_cast<float*>(w->data)[base + static_cast<size_t>(i) * kPanel + column] = value;
-                        continue;
+                    } else if (target == DType::fp8) {
+                        static_cast<uint8_t*>(w->data)[place] = to_fp8(value / scale);
+                    } else if (target == DType::int8) {
+                        const float whole = std::nearbyintf(value / scale);
+                        static_cast<int8_t*>(w->data)[place] = static_cast<int8_t>(std::min(127.0f, std::max(-127.0f, whole)));
+                    } else {
+                        const uint32_t bits = std::bit_cast<uint32_t>(value);
+                        if (bits & 0xFFFF) lost[panel] = 1;
+                        static_cast<uint16_t*>(w->data)[place] = static_cast<uint16_t>(bits >> 16);
                     }
-                    const uint32_t bits = std::bit_cast<uint32_t>(value);
-                    if (bits & 0xFFFF) lost[panel] = 1;
-                    const size_t place = base + (static_cast<size_t>(i / 2) * kPanel + column) * 2 + i % 2;
-                    static_cast<uint16_t*>(w->data)[place] = static_cast<uint16_t>(bits >> 16);
                 }
             }
         });
@@ -138,6 +165,7 @@ PyObject* pack_linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
     if (!complete || !lossless) {
         free_aligned(w->data, w->bytes);
         if (w->bias) free_aligned(w->bias, 0);
+        if (w->scale) free_aligned(w->scale, 0);
         delete w;
         if (!complete) return PyErr_NoMemory();
         Py_RETURN_NONE;

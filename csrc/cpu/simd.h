@@ -53,6 +53,24 @@ struct pairs {
     __m512i v;
 };
 inline pairs load_pairs(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+// Thirty-two e4m3 codes as bf16. Exponents differ by a bias of 120; the eight magnitudes below the smallest normal are looked up.
+inline pairs load_pairs_fp8(const uint8_t* p) {
+    const __m512i codes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const __m512i magnitude = _mm512_and_si512(_mm512_slli_epi16(codes, 4), _mm512_set1_epi16(0x7F0));
+    const __m512i small = _mm512_broadcast_i32x4(_mm_setr_epi16(0x0000, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60));
+    __m512i bits = _mm512_add_epi16(magnitude, _mm512_set1_epi16(0x3C00));
+    bits = _mm512_mask_permutexvar_epi16(bits, _mm512_cmplt_epi16_mask(magnitude, _mm512_set1_epi16(0x80)), codes, small);
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7F0));
+    bits = _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(0x7FC0));
+    return {_mm512_ternarylogic_epi32(bits, _mm512_slli_epi16(codes, 8), _mm512_set1_epi16(static_cast<short>(0x8000)), 0xF8)};  // a | (b & c)
+}
+// Thirty-two signed bytes as bf16, which has just enough bits for them.
+inline pairs load_pairs_int8(const int8_t* p) {
+    const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const __m512 second = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
+    const __m512 first = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
+    return {_mm512_or_si512(_mm512_castps_si512(second), _mm512_srli_epi32(_mm512_castps_si512(first), 16))};
+}
 inline vec first_of(pairs w) { return {_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))}; }
 inline vec second_of(pairs w) { return {_mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))}; }
 
@@ -117,6 +135,32 @@ struct pairs {
 inline pairs load_pairs(const uint16_t* p) {
     const auto* q = reinterpret_cast<const __m256i*>(p);
     return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline __m256i fp8_half(__m128i p) {
+    const __m256i codes = _mm256_cvtepu8_epi16(p);
+    const __m256i magnitude = _mm256_and_si256(_mm256_slli_epi16(codes, 4), _mm256_set1_epi16(0x7F0));
+    const __m256i small = _mm256_broadcastsi128_si256(_mm_setr_epi16(0x0000, 0x3B00, 0x3B80, 0x3BC0, 0x3C00, 0x3C20, 0x3C40, 0x3C60));
+    const __m256i place = _mm256_add_epi16(_mm256_mullo_epi16(_mm256_and_si256(codes, _mm256_set1_epi16(7)), _mm256_set1_epi16(0x0202)),
+                                           _mm256_set1_epi16(0x0100));
+    const __m256i is_small = _mm256_cmpgt_epi16(_mm256_set1_epi16(0x80), magnitude);
+    __m256i bits = _mm256_add_epi16(magnitude, _mm256_set1_epi16(0x3C00));
+    bits = _mm256_blendv_epi8(bits, _mm256_shuffle_epi8(small, place), is_small);
+    bits = _mm256_blendv_epi8(bits, _mm256_set1_epi16(0x7FC0), _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F0)));
+    return _mm256_or_si256(bits, _mm256_and_si256(_mm256_slli_epi16(codes, 8), _mm256_set1_epi16(static_cast<short>(0x8000))));
+}
+inline pairs load_pairs_fp8(const uint8_t* p) {
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    return {fp8_half(_mm_loadu_si128(q)), fp8_half(_mm_loadu_si128(q + 1))};
+}
+inline __m256i int8_half(__m128i p) {
+    const __m256i words = _mm256_cvtepi8_epi16(p);
+    const __m256 second = _mm256_cvtepi32_ps(_mm256_srai_epi32(words, 16));
+    const __m256 first = _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 16), 16));
+    return _mm256_or_si256(_mm256_castps_si256(second), _mm256_srli_epi32(_mm256_castps_si256(first), 16));
+}
+inline pairs load_pairs_int8(const int8_t* p) {
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    return {int8_half(_mm_loadu_si128(q)), int8_half(_mm_loadu_si128(q + 1))};
 }
 inline vec first_of(pairs w) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(w.lo, 16)), _mm256_castsi256_ps(_mm256_slli_epi32(w.hi, 16))};

@@ -54,8 +54,3 @@ def find_scale(entry: TensorEntry, tensors: dict[str, StoredTensor], mismatches:
     if scale.dtype not in SCALE_DTYPES:
         mismatches.add("wrong dtype", f"{name}: expected one of {', '.join(SCALE_DTYPES)}, found {scale.dtype} in {scale.file.name}")
     return scale
-
-
-def read_weight(reader: Reader, weight: StoredTensor, scale: StoredTensor, out: Tensor) -> None:
-    """Fill `out` [N, K] with weight * scale."""
-    reader.read_into(weight, out, scale=reader.read(scale).float().view(-1, 1))

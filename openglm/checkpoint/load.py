@@ -13,11 +13,13 @@ loading such a one has to be asked for with `allow_missing_mtp`, and gives a mod
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from openglm.checkpoint import fp8
 from openglm.checkpoint.layout import CONFIG_NAME, Contents, find_tensors
@@ -86,16 +88,20 @@ def load_model(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     allow_missing_mtp: bool = False,
+    keep_scales: bool = False,
     progress: Progress | None = None,
 ) -> GlmModel:
     """The model in `directory`, with weights in `dtype` (default: the dtype its config names).
 
-    FP8 checkpoints are dequantized. Raises `ConfigError` for a bad config.json and `CheckpointError` for everything else.
+    FP8 checkpoints are dequantized; with `keep_scales` the modules also keep the scales, by which packing finds the codes again.
+
+    Raises `ConfigError` for a bad config.json and `CheckpointError` for everything else.
     """
     checkpoint = check_checkpoint(directory, allow_missing_mtp=allow_missing_mtp)
     config = checkpoint.config
     model = GlmModel(config, device=device, dtype=dtype or getattr(torch, config.dtype))
     parameters = dict(model.named_parameters()) | dict(model.named_buffers())
+    scales: dict[str, Tensor] = {}
     done, total = 0, checkpoint.num_bytes
     with Reader() as reader:
         for piece in sorted(checkpoint.pieces, key=lambda piece: (piece.stored.file, piece.stored.offset)):
@@ -103,10 +109,20 @@ def load_model(
             if piece.scale is None:
                 reader.read_into(piece.stored, part)
             else:
-                fp8.read_weight(reader, piece.stored, piece.scale, part)
+                scale = reader.read(piece.scale).float().view(-1, 1)
+                reader.read_into(piece.stored, part, scale=scale)
+                name = piece.entry.parameter
+                if keep_scales and name not in scales:
+                    scales[name] = torch.full(parameters[name].shape[:-1], math.nan)
+                if keep_scales:
+                    piece.entry.part_of(scales[name]).copy_(scale.squeeze(1))
             done += piece.stored.num_bytes
             if progress is not None:
                 progress(done, total)
+    for name, scale in scales.items():
+        if not scale.isnan().any():  # a parameter of which only a part is FP8 has none
+            module, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(module), f"{attribute}_scale", scale)
     return model
 
 

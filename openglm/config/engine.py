@@ -68,6 +68,8 @@ class EngineConfig:
     threads: int | None = None
     native_kernels: bool | None = None
     """Run on the native CPU kernels (`openglm.ops.cpu`); None means where they can run."""
+    quantization: Literal["fp8", "int8"] | None = None
+    """Round the layers' matrices to 8 bits while loading, one scale per output; FP8 checkpoints are used as they are without it."""
     seed: int | None = None
     """Seed of requests without one; None draws a fresh one at every start."""
     max_queued_requests: int = 512
@@ -88,6 +90,8 @@ class EngineConfig:
         self._check_prompt_lookup()
         if self.dtype not in ("auto", *_DTYPES):
             raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}; got {self.dtype!r}")
+        if self.quantization not in (None, "fp8", "int8"):
+            raise ConfigError(f"quantization must be fp8 or int8; got {self.quantization!r}")
         if self.kv_cache_dtype not in _KV_CACHE_DTYPES:
             raise ConfigError(f"kv_cache_dtype must be one of {', '.join(_KV_CACHE_DTYPES)}; got {self.kv_cache_dtype!r}")
         if not 0 <= self.kv_offloading_size <= MAX_HOST_GIB:
@@ -130,6 +134,7 @@ class ResolvedEngineConfig:
     row_tile: int | None
     threads: int | None
     native_kernels: bool
+    quantization: Literal["fp8", "int8"] | None
     seed: int | None
     max_queued_requests: int
     max_preemptions: int
@@ -218,6 +223,7 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         row_tile=ROW_TILE if deterministic else None,
         threads=threads,
         native_kernels=native,
+        quantization=config.quantization,
         seed=config.seed,
         max_queued_requests=config.max_queued_requests,
         max_preemptions=config.max_preemptions,
@@ -269,10 +275,12 @@ def _num_drafts(config: EngineConfig, model: ModelConfig, max_num_seqs: int, rea
 
 def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, dtype: DType, reasons: list[str]) -> bool:
     """Whether the native CPU kernels run this model."""
-    if config.native_kernels is False:
+    if config.native_kernels is False and not config.quantization:
         return False
     obstacle = None
-    if machine.device != "cpu":
+    if config.native_kernels is False:
+        obstacle = "native_kernels is False"
+    elif machine.device != "cpu":
         obstacle = f"the device is {machine.device}"
     elif machine.native_kernels is None:
         obstacle = "none were built for this processor"
@@ -291,6 +299,8 @@ def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, 
         return True
     if config.native_kernels:
         raise ConfigError(f"native_kernels cannot run here: {obstacle}")
+    if config.quantization:
+        raise ConfigError(f"quantization needs the native kernels, which cannot run here: {obstacle}")
     if machine.device == "cpu":
         reasons.append(f"torch reference instead of native kernels: {obstacle}")
     return False
@@ -348,6 +358,8 @@ def _cache_size(
         raise ConfigError(f"max_model_len {max_model_len} exceeds the model's max_position_embeddings {model.max_position_embeddings}")
     per_token = kv_token_bytes(model, kv_cache_dtype)
     weights = parameters * _BYTES[dtype]
+    if config.quantization:  # but not of embedding and head
+        weights -= (parameters - 2 * model.vocab_size * model.hidden_size) * (_BYTES[dtype] - 1)
     share = 0.5 if machine.device == "cpu" else 0.9
     fits = int(share * machine.memory_bytes - weights) // per_token // PAGE_SIZE * PAGE_SIZE
     tokens = config.kv_cache_tokens

@@ -78,6 +78,7 @@ class LLM:
         deterministic: bool | None = None,
         threads: int | None = None,
         native_kernels: bool | None = None,
+        quantization: Literal["fp8", "int8"] | None = None,
         seed: int | None = None,
         chat_template: TemplateStyle | None = None,
     ) -> None:
@@ -104,6 +105,7 @@ class LLM:
             deterministic=deterministic,
             threads=threads,
             native_kernels=native_kernels,
+            quantization=quantization,
             seed=seed,
             max_queued_requests=_UNBOUNDED_QUEUE,
         )

@@ -62,7 +62,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     if directory is None:
         model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
         if resolved.native_kernels:
-            model.pack()
+            model.pack(resolved.quantization)
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
         tokenizer = Tokenizer.from_dir(directory)
@@ -70,6 +70,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
             directory,
             dtype=getattr(torch, resolved.dtype),
             device=machine.device,
+            keep_scales=resolved.native_kernels,
             allow_missing_mtp=config.num_speculative_tokens == 0 or config.speculative_method == "ngram",
         )
         if resolved.adaptive_drafts and resolved.speculative_method == "mtp":
@@ -84,7 +85,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
                 reasons = (*reasons, f"num_speculative_tokens 0 after all: {wrong}")
         if resolved.native_kernels:
             tell("packing weights")
-            model.pack()
+            model.pack(resolved.quantization)
         core = core_of(model, resolved, tokenizer, stop_ids=stop_ids(directory, model_config, tokenizer))
     tell("warming up")
     warm_up(core)

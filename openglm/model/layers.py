@@ -3,7 +3,8 @@
 Modules hold parameters and name the maths; the maths is in `openglm.ops`. Fused parameters stack the checkpoint's tensors
 by rows: qkv_proj = q, k, v; gate_up_proj = gate, up. Shape legend: T tokens, H hidden, D head dim.
 
-`pack()` hands a module's weights to `openglm.ops.cpu` and drops them here: from then on it only infers.
+`pack()` hands a module's weights to `openglm.ops.cpu` and drops them here: from then on it only infers. It is told the format, or (None)
+keeps what is there: e4m3 where a checkpoint brought the scales of its FP8 weights, else bf16 or fp32.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = place.parameter(out_features, in_features)
         self.bias = place.parameter(out_features) if bias else None
+        self.weight_scale: Tensor | None = None  # [out] fp32: the weight is e4m3 codes times this
         self.packed: ops.PackedLinear | None = None
 
     def forward(self, x: Tensor, ctx: ForwardContext, residual: Tensor | None = None) -> Tensor:
@@ -46,9 +48,10 @@ class Linear(nn.Module):
         out = ops.linear(x, self.weight, self.bias, row_tile=ctx.row_tile)
         return out if residual is None else residual + out
 
-    def pack(self) -> ops.PackedLinear:
+    def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedLinear:
         """Move weight and bias into native layout."""
-        self.packed = ops.PackedLinear(self.weight, self.bias)
+        to, known = _format(to, self.weight_scale is not None)
+        self.packed = ops.PackedLinear(self.weight, self.bias, to=to, scale=self.weight_scale if known else None)
         drop_parameters(self, "weight", "bias")
         return self.packed
 
@@ -142,9 +145,12 @@ class MLP(nn.Module):
         out: Tensor = self.down_proj(ops.swiglu(self.gate_up_proj(x, ctx), exact=ctx.row_tile is not None), ctx, residual)
         return out
 
-    def pack(self) -> ops.PackedMLP:
+    def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedMLP:
         """Move the three weights into native layout."""
-        packed = ops.PackedMLP(self.gate_up_proj.weight, self.down_proj.weight)
+        first, last = self.gate_up_proj.weight_scale, self.down_proj.weight_scale
+        scales = None if first is None or last is None else (first, last)
+        to, known = _format(to, scales is not None)
+        packed = ops.PackedMLP(self.gate_up_proj.weight, self.down_proj.weight, to=to, scales=scales if known else None)
         drop_parameters(self.gate_up_proj, "weight")
         drop_parameters(self.down_proj, "weight")
         return packed
@@ -185,6 +191,8 @@ class Experts(nn.Module):
         e, m, h = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = place.parameter(e, 2 * m, h)
         self.down_proj = place.parameter(e, h, m)
+        self.gate_up_proj_scale: Tensor | None = None  # [E, 2M] fp32: the weights are e4m3 codes times this
+        self.down_proj_scale: Tensor | None = None  # [E, H]
 
     def forward(self, x: Tensor, routing: ops.Routing, ctx: ForwardContext) -> Tensor:
         """x [T, H] -> weighted sum of the chosen experts [T, H] in fp32."""
@@ -210,18 +218,23 @@ class MoE(nn.Module):
         routed: Tensor = self.experts(x, routing, ctx).to(x.dtype)
         return residual + routed if self.shared_experts is None else self.shared_experts(x, residual + routed, ctx)
 
-    def pack(self) -> ops.PackedExperts:
-        """Move router, experts and shared expert into native layout."""
+    def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedExperts:
+        """Move router, experts and shared expert into native layout; the router stays fp32."""
         config = self.gate.config
+        first, last = self.experts.gate_up_proj_scale, self.experts.down_proj_scale
+        scales = None if first is None or last is None else (first, last)
+        own, known = _format(to, scales is not None)
         packed = ops.PackedExperts(
             router=self.gate.weight,
             router_bias=self.gate.e_score_correction_bias,
             gate_up=self.experts.gate_up_proj,
             down=self.experts.down_proj,
-            shared=None if self.shared_experts is None else self.shared_experts.pack(),
+            shared=None if self.shared_experts is None else self.shared_experts.pack(to),
             num_experts_per_tok=config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
             scaling=config.routed_scaling_factor,
+            to=own,
+            scales=scales if known else None,
         )
         drop_parameters(self.gate, "weight")
         drop_parameters(self.experts, "gate_up_proj", "down_proj")
@@ -248,13 +261,13 @@ class DecoderLayer(nn.Module):
         out: Tensor = self.mlp(self.post_attention_layernorm(x, ctx), x, ctx)
         return out
 
-    def pack(self) -> ops.PackedLayer:
+    def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedLayer:
         """Move every matrix of the layer into native layout, one after another."""
         attention, config = self.self_attn, self.config
         self.packed = ops.PackedLayer(
-            qkv=attention.qkv_proj.pack(),
-            o=attention.o_proj.pack(),
-            mlp=self.mlp.pack(),
+            qkv=attention.qkv_proj.pack(to),
+            o=attention.o_proj.pack(to),
+            mlp=self.mlp.pack(to),
             input_norm=self.input_layernorm.weight,
             post_norm=self.post_attention_layernorm.weight,
             q_norm=None if attention.q_norm is None else attention.q_norm.weight,
@@ -280,6 +293,12 @@ class DecoderLayer(nn.Module):
             num_requests=len(batch.kv_lengths),
             page_table=batch.page_table,
         )
+
+
+def _format(to: ops.WeightFormat | None, has_scales: bool) -> tuple[ops.WeightFormat | None, bool]:
+    """The format to pack in, and whether the checkpoint's scales are those of it."""
+    to = "fp8" if to is None and has_scales else to
+    return to, has_scales and to == "fp8"
 
 
 def drop_parameters(module: nn.Module, *names: str) -> None:

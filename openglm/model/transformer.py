@@ -112,20 +112,21 @@ class GlmModel(nn.Module):
         return self.packed is not None
 
     @torch.no_grad()
-    def pack(self) -> GlmModel:
+    def pack(self, to: ops.WeightFormat | None = None) -> GlmModel:
         """Move every matrix but the embedding into the layout of `ops.cpu`, dropping the original of each before the next.
 
+        `to` is the format of the layers' matrices; head, routers and `eh_proj` keep theirs, as in the published FP8 checkpoints.
         Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
         layers = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
-            layers.append(layer.pack())
+            layers.append(layer.pack(to))
         head = self.lm_head.pack()
         if self.mtp is not None:
             self.mtp.packed = ops.PackedMTP(
                 eh=self.mtp.eh_proj.pack(),
-                layer=self.mtp.layer.pack(),
+                layer=self.mtp.layer.pack(to),
                 head=head,
                 embedding=self.embed_tokens,
                 enorm=self.mtp.enorm.weight,

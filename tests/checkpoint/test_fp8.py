@@ -10,6 +10,8 @@ from openglm.checkpoint import load_model, save_model
 from openglm.checkpoint.names import NameTable
 from openglm.config import variant
 from openglm.errors import CheckpointError
+from openglm.model import ForwardContext, PagedBatch, allocate_kv
+from openglm.ops import PAGE_SIZE, cpu
 
 
 def quantize(directory, *, scale_dtype=torch.bfloat16, flat=False):
@@ -58,6 +60,32 @@ def test_weights_are_scaled_in_fp32_and_rounded_once(checkpoint, tmp_path, monke
     save_model(model, tmp_path / "plain")
     assert "quantization_config" not in (tmp_path / "plain" / "config.json").read_text()
     assert load_model(tmp_path / "plain").has_mtp
+
+
+@pytest.mark.skipif(cpu.available() is None, reason="no native kernels on this machine")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_packed_weights_stay_the_codes_and_scales_of_the_file(checkpoint, dtype):
+    """Half the bytes, and nothing rounded: as close to the exact model as fp32 is, also when the weights were bf16 in between."""
+    quantize(checkpoint)
+    add_scheme(checkpoint)
+    exact = load_model(checkpoint, dtype=torch.float32)
+    packed = load_model(checkpoint, dtype=dtype, keep_scales=True)
+    layer = packed.layers[1]
+    assert layer.mlp.experts.gate_up_proj_scale is not None and layer.self_attn.qkv_proj.weight_scale is not None
+    elements = layer.self_attn.qkv_proj.weight.numel()
+    packed.pack()
+    assert layer.self_attn.qkv_proj.packed.num_bytes == elements
+    tokens = torch.arange(90)
+    table, positions = torch.tensor([[1, 0]]), torch.arange(90)
+    slots = table[0][positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+
+    def logits(model):
+        kv = allocate_kv(model.config, 2, next(model.parameters()).dtype)
+        return model.logits(model(tokens, ForwardContext(positions, PagedBatch((0, 90), (90,), table, slots, kv), native=model.is_packed)))
+
+    difference = (logits(packed) - logits(exact)).abs().max() / logits(exact).abs().max()
+    assert float(difference) <= (2e-5 if dtype == torch.float32 else 3e-2)
 
 
 @pytest.mark.parametrize("file", ["GLM-4.5-Air-FP8", "GLM-4.5-FP8"])

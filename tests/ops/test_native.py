@@ -55,16 +55,82 @@ def test_linear_equals_fp64_and_its_rows_stand_alone(dtype, rows, k, n):
 
 def test_fp32_weights_that_bf16_can_hold_are_packed_as_bf16_and_give_the_same_bits():
     x, weight = made(9, 130, dtype=torch.float32), made(40, 130, dtype=torch.bfloat16).float()
-    narrow, wide = PackedLinear(weight), PackedLinear(weight, keep_fp32=True)
+    narrow, wide = PackedLinear(weight), PackedLinear(weight, to="float32")
     assert 2 * narrow.num_bytes == wide.num_bytes
     assert torch.equal(narrow(x), wide(x))
     weight[3, 7] += 1e-6
     assert PackedLinear(weight).num_bytes == wide.num_bytes
-    assert torch.equal(PackedLinear(weight)(x), PackedLinear(weight, keep_fp32=True)(x))
+    assert torch.equal(PackedLinear(weight)(x), PackedLinear(weight, to="float32")(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "hidden", "width"), [(3, 4096, 1408), (17, 40, 24), (1, 48, 80)])
+def test_every_fp8_code_is_converted_exactly_and_found_again_from_the_weight(dtype):
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).view(16, 16)
+    scale = 2.0 ** torch.arange(-8, 8)
+    weight = (codes.float() * scale.unsqueeze(1)).to(dtype)
+    out = PackedLinear(weight, to="fp8", scale=scale)(torch.eye(16, dtype=dtype))
+    nan = weight.isnan()
+    assert nan.sum() == 2
+    assert torch.equal(out.T[~nan], weight[~nan])
+    assert out.T[nan].isnan().all()
+
+
+@pytest.mark.parametrize("to", ["fp8", "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "k", "n"), [(1, 4096, 1408), (3, 257, 33), (5, 48, 24), (13, 1408, 4096), (24, 320, 17)])
+def test_an_8_bit_weight_is_its_rounded_values_times_the_scale(to, dtype, rows, k, n):
+    x, weight, bias = made(rows, k, dtype=dtype), made(n, k, dtype=dtype, scale=k**-0.5), made(n, dtype=dtype)
+    packed = PackedLinear(weight, bias, to=to)
+    assert packed.num_bytes == -(-n // 16) * 16 * (k + k % 2)
+    rounded, scale = rounded_to(to, weight)
+    out = packed(x)
+    assert_close(out, x.double() @ rounded.T + bias.double(), dtype)
+    assert torch.equal(out, torch.cat([packed(x[i : i + 1]) for i in range(rows)]))
+    # What rounding the weight can do at most: half a step for every term.
+    step = scale if to == "int8" else 32 * scale
+    exact = x.double() @ weight.double().T + bias.double()
+    bound = 0.5 * step.T * x.double().abs().sum(1, keepdim=True) + TOLERANCE[dtype] * exact.abs().max()
+    assert bool(((out.double() - exact).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("to", ["fp8", "int8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_experts_in_8_bits_equal_those_with_rounded_weights(to, dtype):
+    x, residual = made(19, 64, dtype=dtype), made(19, 64, dtype=dtype, seed=1)
+    router, bias = made(8, 64, dtype=dtype).float(), made(8, dtype=torch.float32)
+    gate_up, down = made(8, 96, 64, dtype=dtype, scale=0.2), made(8, 64, 48, dtype=dtype, scale=0.2)
+    packed = PackedExperts(
+        router=router, router_bias=bias, gate_up=gate_up, down=down, shared=PackedMLP(gate_up[0], down[0], to=to),
+        num_experts_per_tok=3, norm_topk_prob=True, scaling=2.5, to=to,
+    )  # fmt: skip
+    routing = ops.route(x, router, bias, num_experts_per_tok=3, scaling=2.5)
+    wide = ops.Routing(routing.experts, routing.weights.double(), routing.scores)
+    first, last = (torch.stack([rounded_to(to, one)[0] for one in weights]) for weights in (gate_up, down))
+    expected = residual.double() + ops.experts_mlp(x.double(), wide, first, last)
+    expected = expected + reference.swiglu.swiglu(x.double() @ first[0].T) @ last[0].T
+    out = packed(x, residual)
+    assert_close(out, expected, dtype)
+    assert torch.equal(out, torch.cat([packed(x[i : i + 1], residual[i : i + 1]) for i in range(19)]))
+
+
+def test_a_weight_that_is_not_finite_shows_in_8_bits_too():
+    weight = made(20, 32, dtype=torch.float32)
+    weight[3, 5] = float("inf")
+    for to in ("fp8", "int8"):
+        out = PackedLinear(weight, to=to)(made(2, 32, dtype=torch.float32))
+        assert out[:, 3].isnan().all() and out[:, :3].isfinite().all() and out[:, 4:].isfinite().all()
+    with pytest.raises(ValueError, match="scales"):
+        PackedLinear(weight, to="fp8", scale=torch.ones(3))
+
+
+def rounded_to(to: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values [N, K] that the format keeps, in fp64, and its scales [N, 1]."""
+    scale = weight.float().abs().amax(1, keepdim=True) / (448 if to == "fp8" else 127)
+    codes = weight.float() / scale
+    return (codes.to(torch.float8_e4m3fn) if to == "fp8" else codes.round()).double() * scale.double(), scale.double()
+
+
+def test_experts_without_tokens_and_tokens_of_one_expert():, "width"), [(3, 4096, 1408), (17, 40, 24), (1, 48, 80)])
 def test_mlp_equals_reference(dtype, rows, hidden, width):
     x, residual = made(rows, hidden, dtype=dtype), made(rows, hidden, dtype=dtype, seed=1)
     gate_up, down = made(2 * width, hidden, dtype=dtype, scale=hidden**-0.5), made(hidden, width, dtype=dtype, scale=width**-0.5)

@@ -14,7 +14,7 @@ Shape legend: T tokens, K inputs, N outputs, Hq / Hkv query and KV heads, D head
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -30,7 +30,9 @@ else:
     except ImportError:  # built without a C++ compiler
         _native = None
 
+WeightFormat = Literal["float32", "bfloat16", "fp8", "int8"]
 _CODES = {torch.float32: 0, torch.bfloat16: 1}
+_TARGETS: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "fp8": 2, "int8": 3}
 
 
 def available() -> str | None:
@@ -71,21 +73,34 @@ def peak_flops(weight: torch.dtype, activation: torch.dtype) -> float:
     return num_threads() * steps * 12 * 16 * 2 * (2 if pairs else 1) / seconds
 
 
+Scales = tuple[Tensor, Tensor]  # of gate_up and of down
+
+
 class PackedLinear:
     """A weight [N, K] with its bias in panel order. bf16 where that loses nothing, so an fp32 model may stream half the bytes."""
 
     __slots__ = ("handle", "in_features", "out_features")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, keep_fp32: bool = False) -> None:
-        """Copies; the originals may be dropped. `keep_fp32` packs fp32 even if bf16 would hold every value."""
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, *, to: WeightFormat | None = None, scale: Tensor | None = None) -> None:
+        """Copies; the originals may be dropped. `to` names the format, None chooses between "bfloat16" and "float32".
+
+        "fp8" (e4m3) and "int8" keep a scale for every output: `scale` [N] fp32, or by default the one that makes each row's largest
+        element the largest number. Rows are divided by it and rounded to nearest, so a weight that *is* code * scale (an FP8
+        checkpoint, dequantized) gives its codes back.
+        """
         self.out_features, self.in_features = weight.shape
         weight = weight.detach().contiguous()
         wide = None if bias is None else bias.detach().float().contiguous()
-        address, code, bias_address = weight.data_ptr(), _code(weight), _address(wide)
-        handle = None if keep_fp32 else _native.pack_linear(address, code, self.out_features, self.in_features, bias_address, 1)
+        if scale is not None and (to not in ("fp8", "int8") or scale.shape != (self.out_features,)):
+            raise ValueError(f"scales {tuple(scale.shape)} do not fit a weight {tuple(weight.shape)} in {to}")
+        scales = None if scale is None else scale.detach().float().contiguous()
+        handle = None
+        for target in ("bfloat16", "float32") if to is None else (to,):
+            shape = self.out_features, self.in_features
+            if handle is None:
+                handle = _native.pack_linear(weight.data_ptr(), _code(weight), *shape, _address(wide), _TARGETS[target], _address(scales))
         if handle is None:
-            handle = _native.pack_linear(address, code, self.out_features, self.in_features, bias_address, 0)
-        assert handle is not None
+            raise ValueError("this weight does not fit bf16 without a loss")
         self.handle: _native.CapsuleType = handle
 
     @property
@@ -113,10 +128,13 @@ class PackedMLP:
 
     __slots__ = ("down", "gate", "up")
 
-    def __init__(self, gate_up: Tensor, down: Tensor) -> None:
-        """gate_up [2M, H] with the gate rows first, down [H, M]."""
+    def __init__(self, gate_up: Tensor, down: Tensor, *, to: WeightFormat | None = None, scales: Scales | None = None) -> None:
+        """gate_up [2M, H] with the gate rows first, down [H, M]; `to` and the scales ([2M] and [H]) as in `PackedLinear`."""
         gate, up = gate_up.chunk(2)
-        self.gate, self.up, self.down = PackedLinear(gate), PackedLinear(up), PackedLinear(down)
+        first, last = scales if scales is not None else (None, None)
+        gate_scale, up_scale = first.chunk(2) if first is not None else (None, None)
+        self.gate, self.up = PackedLinear(gate, to=to, scale=gate_scale), PackedLinear(up, to=to, scale=up_scale)
+        self.down = PackedLinear(down, to=to, scale=last)
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [T, H] -> [T, H]: `residual + mlp(x)`."""
@@ -143,16 +161,19 @@ class PackedExperts:
         num_experts_per_tok: int,
         norm_topk_prob: bool,
         scaling: float,
+        to: WeightFormat | None = None,
+        scales: Scales | None = None,
     ) -> None:
-        """router [E, H], router_bias [E], gate_up [E, 2M, H] (gate rows first), down [E, H, M]."""
+        """router [E, H], router_bias [E], gate_up [E, 2M, H] (gate rows first), down [E, H, M]; scales [E, 2M] and [E, H]."""
         self.hidden_size = router.shape[1]
-        experts = [PackedMLP(gate_up[e], down[e]) for e in range(router.shape[0])]
+        own = [None] * router.shape[0] if scales is None else list(zip(*scales, strict=True))
+        experts = [PackedMLP(gate_up[e], down[e], to=to, scales=own[e]) for e in range(router.shape[0])]
         experts += [shared] if shared is not None else []
         parts = (
             tuple(expert.gate.handle for expert in experts),
             tuple(expert.up.handle for expert in experts),
             tuple(expert.down.handle for expert in experts),
-            PackedLinear(router.float(), keep_fp32=True).handle,
+            PackedLinear(router.float(), to="float32").handle,
         )
         bias = router_bias.detach().float().contiguous()
         self.handle = _native.pack_experts(
