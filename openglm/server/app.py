@@ -9,14 +9,16 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openglm.server.access import Gate, KeyRing
-from openglm.server.openai_routes import ChatCompletions, Models, write_refusal
+from openglm.server.openai_routes import ChatCompletions, Models, StopThinking, write_refusal
+from openglm.server.page_routes import PageRoutes
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.service import Service
+from openglm.server.web_page import WebPage
 
 
 def build_app(service: Service) -> ASGIApp:
     """The application around one service."""
-    models, health = Models(service), _Health(service)
+    models, health, page, page_routes = Models(service), _Health(service), WebPage(), PageRoutes(service)
     router = Router(
         [
             Route("/health", health.alive, methods=["GET"]),
@@ -24,10 +26,16 @@ def build_app(service: Service) -> ASGIApp:
             Route("/v1/models", models.list, methods=["GET"]),
             Route("/v1/models/{name:path}", models.one, methods=["GET"]),
             Route("/v1/chat/completions", ChatCompletions(service), methods=["POST"]),
+            Route("/v1/chat/completions/{id}/stop_thinking", StopThinking(service).stop, methods=["POST"]),
+            Route("/page/about", page_routes.about, methods=["GET"]),
+            Route("/page/figures", page_routes.figures, methods=["GET"]),
+            Route("/page/prompt", page_routes.prompt, methods=["POST"]),
+            Route("/", page.serve, methods=["GET"]),
+            Route("/page/{file:path}", page.serve, methods=["GET"]),
         ],
         redirect_slashes=False,  # a redirect would be answered although no route has that path
     )
-    return Gate(_Routes(router), keys=KeyRing(service.config.api_keys), write=write_refusal)
+    return Gate(_Routes(router), keys=KeyRing(service.config.api_keys), write=write_refusal, open_reads=page.paths)
 
 
 class _Routes:

@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from openglm.engine.request import sibling_id
 from openglm.server.event_stream import ClientGone, EventStream, interleave, unless_client_leaves
 from openglm.server.http_body import read_json_body
 from openglm.server.openai_request import ChatRequest, read_chat_request
 from openglm.server.openai_response import Answer, ChatStream, chat_completion, encode, error_body
-from openglm.server.refusal import Refusal, refusal_of
+from openglm.server.refusal import Refusal, Refused, refusal_of
 from openglm.server.service import LARGE_BODY, Service
 from openglm.server.turn import PreparedTurn, TurnStep, choices
 
@@ -76,7 +77,7 @@ class ChatCompletions:
         return await self._service.prepare(chat.turn, size=size)
 
     def _answer(self, turn: PreparedTurn) -> Answer:
-        return Answer(f"chatcmpl-{turn.id}", int(time.time()), self._service.model.name, self._service.config.reasoning_field)
+        return Answer(f"{_ID_PREFIX}{turn.id}", int(time.time()), self._service.model.name, self._service.config.reasoning_field)
 
     async def _whole(self, chat: ChatRequest, turn: PreparedTurn, receive: Receive) -> Response:
         async def collect() -> list[list[TurnStep]]:
@@ -128,6 +129,21 @@ async def _chunks(
         await steps.aclose()
 
 
+class StopThinking:
+    """POST /v1/chat/completions/{id}/stop_thinking: an answer that is being streamed closes its reasoning and goes on to its content."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def stop(self, request: Request) -> Response:
+        """202, or 404 where no such answer is being made. `id` is the one that every chunk of the answer carries; all its choices stop."""
+        turn = request.path_params["id"].removeprefix(_ID_PREFIX)
+        ids = [sibling_id(turn, index) for index in range(self._service.config.limits.choices)]
+        if not any([await self._service.engine.stop_thinking(each) for each in ids]):
+            raise Refused(Refusal(404, "no answer with this id is being generated", "answer_not_found", "id"))
+        return JSONReply(encode({"id": f"{_ID_PREFIX}{turn}", "object": "chat.completion.stop_thinking"}), 202)
+
+
 class Models:
     """GET /v1/models and /v1/models/{name}."""
 
@@ -155,3 +171,6 @@ class Models:
             "root": model.name,
             "max_model_len": model.max_model_len,
         }
+
+
+_ID_PREFIX: Final = "chatcmpl-"

@@ -23,8 +23,10 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from openglm.engine.protocol import EngineInfo
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
 from openglm.engine.scheduling import SchedulingParams
+from openglm.engine.stats import EngineStats
 from openglm.engine.stop import StopStrings
 from openglm.errors import ContextLengthError, EngineError
 from openglm.server.served_model import ServedModel
@@ -121,6 +123,19 @@ class Engine(Protocol):
     @property
     def state(self) -> str:
         """ "starting", "ready", "restarting" or "dead"."""
+        ...
+
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine; `EngineDeadError` before it was ready for the first time."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """The engine's counters; `EngineDeadError` when it is down."""
+        ...
+
+    async def stop_thinking(self, request_id: str) -> bool:
+        """Close the reasoning of a running request; whether there is one."""
         ...
 
     def generate(self, request: GenerationRequest) -> OutputStream:
