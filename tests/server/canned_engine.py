@@ -1,6 +1,8 @@
 """An engine that plays back given outputs: for tests of what lies above the engine, one step at a time."""
 
+from openglm.engine.protocol import EngineInfo
 from openglm.engine.request import EngineOutput, RequestFailure
+from openglm.engine.stats import EngineStats
 from openglm.errors import EngineDeadError
 
 
@@ -12,6 +14,20 @@ class CannedEngine:
         self.state = "ready"
         self.requests = []
         self.aborted = []
+
+    @property
+    def info(self):
+        if self.state != "ready":
+            raise EngineDeadError("gone")
+        return EngineInfo("canned", 292, 4000, 1, 0, "float32", "cpu", ())
+
+    async def stats(self):
+        if self.state != "ready":
+            raise EngineDeadError("gone")
+        return EngineStats(num_steps=7, num_generated_tokens=len(self.requests))
+
+    async def stop_thinking(self, request_id):
+        return request_id in {request.id for request in self.requests}
 
     def generate(self, request):
         if self.error is not None:

@@ -50,12 +50,12 @@ export class Inspector {
   async #load() {
     const { tree, current } = this.chat;
     if (this.#target !== null && !tree.has(this.#target)) this.#target = null;
-    const path = this.#target === null ? tree.path() : tree.pathTo(tree.parent(this.#target));
+    const draft = this.draft().trim() ? { role: "user", content: this.draft() } : null;
+    const target = this.#target ?? (draft ? null : lastAnswer(tree));
+    const path = target === null ? tree.path() : tree.pathTo(tree.parent(target));
     const turns = path.map((id) => tree.turn(id));
-    if (this.#target === null && this.chat.run) turns.pop();
-    const draft = this.draft();
-    if (this.#target === null && draft.trim()) turns.push({ role: "user", content: draft });
-    this.#head.textContent = t(this.#target === null ? "inspectNext" : "inspectTurn");
+    if (target === null && draft) turns.push(draft);
+    this.#head.textContent = t(target === null ? "inspectNext" : "inspectTurn");
     const body = requestBody({ turns, system: current.system, settings: this.settings.values });
     if (!body.messages.length) {
       this.#body.replaceChildren(h("p.none", {}, t("inspectNothing")));
@@ -94,6 +94,12 @@ export class Inspector {
     const shown = this.#asText ? textOf(prompt.segments) : tokensOf(prompt.tokens);
     this.#body.replaceChildren(bar, about, shown, this.#asText ? legend("template", "text") : legend("control", "text"));
   }
+}
+
+/** The answer at the end of the shown branch: while nothing is typed, its prompt is the one that was made last. */
+function lastAnswer(tree) {
+  const { leaf } = tree;
+  return tree.turn(leaf)?.role === "assistant" ? leaf : null;
 }
 
 const START = { undecided: "startUndecided", reasoning: "startReasoning", content: "startContent" };

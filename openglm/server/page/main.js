@@ -198,8 +198,10 @@ class Page {
     this.watch.live = metrics;
     this.metricsButton.setAttribute("aria-pressed", String(metrics));
     this.metricsButton.title = t(metrics ? "chat" : "metrics");
-    if (metrics) this.metrics.update();
-    if (metrics) this.watch.look();
+    if (!metrics) return;
+    this.openPanel(null);
+    this.metrics.update();
+    this.watch.look();
   }
 
   #onChosen() {

@@ -1,6 +1,6 @@
 // Figures over time from counters: differences between readings become rates. Nothing here knows a browser.
 
-export const KEPT_S = 300;
+export const KEPT_S = 180;
 
 /** One point of the plots from two readings of /page/figures, or null where they cannot be compared (a restart, no engine). */
 export function pointBetween(before, after) {

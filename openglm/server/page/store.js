@@ -53,7 +53,7 @@ export class Store {
         this.#storage.setItem(INDEX, JSON.stringify([entry, ...kept]));
         return { saved: true, removed };
       } catch {
-        if (!kept.length) return { saved: false, removed };
+        if (!kept.length) return this.#takeBack(id, removed);
         this.#evict(kept, removed);
       }
     }
@@ -74,12 +74,18 @@ export class Store {
     else this.#write(DRAFT + id, text);
   }
 
+  /** Nothing made enough room: what was removed for it comes back. */
+  #takeBack(id, removed) {
+    this.#storage.removeItem(KEY + id);
+    for (const record of removed) this.#write(KEY + record.id, JSON.stringify(record));
+    return { saved: false, removed: [] };
+  }
+
   #evict(kept, removed) {
     const oldest = kept.pop();
     const record = this.#read(KEY + oldest.id);
     if (record) removed.push(record);
     this.#storage.removeItem(KEY + oldest.id);
-    this.#storage.removeItem(DRAFT + oldest.id);
   }
 
   #read(key) {

@@ -183,7 +183,7 @@ const TEXTS = {
   context: ["context", "上下文"],
   contextUsed: ["{used} of {max} tokens of context used", "已使用 {used} / {max} 个上下文词元"],
   metricsTitle: ["Metrics", "指标"],
-  metricsWhy: ["The last five minutes of this server, read once a second.", "此服务器最近五分钟的数据，每秒读取一次。"],
+  metricsWhy: ["The last three minutes of this server, read once a second.", "此服务器最近三分钟的数据，每秒读取一次。"],
   plotGenerated: ["Generated", "生成"],
   plotPrefill: ["Prompt processed", "提示词处理"],
   plotRequests: ["Requests", "请求"],
