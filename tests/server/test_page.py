@@ -43,7 +43,9 @@ def test_the_page_has_no_inline_script_or_style_and_names_only_files_that_exist(
     for script in DIRECTORY.glob("*.js"):
         for name in re.findall(r'(?:from|import\()\s*"\./([^"]+)"', script.read_text()):
             assert f"/page/{name}" in paths, (script.name, name)
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", script.read_text()), script.name
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function", script.read_text()), (
+            script.name
+        )
 
 
 def test_nothing_in_the_page_points_elsewhere():
@@ -158,10 +160,14 @@ async def test_a_long_prompt_is_cut_in_the_middle_not_refused():
     tokens = prompt["tokens"]
     assert prompt["num_tokens"] > 100_000 > prompt["max_model_len"]
     assert len(tokens["ids"]) == page_routes.MAX_SHOWN_TOKENS == prompt["num_tokens"] - tokens["omitted"]
-    assert tokens["texts"][0] == "[gMASK]" and tokens["texts"][-1] == "<|assistant|>" and tokens["first"] == page_routes.MAX_SHOWN_TOKENS // 2
+    assert (
+        tokens["texts"][0] == "[gMASK]" and tokens["texts"][-1] == "<|assistant|>" and tokens["first"] == page_routes.MAX_SHOWN_TOKENS // 2
+    )
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"messages": []}', b'{"messages": [{"role": "x"}]}', b"\xff\x00", b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"messages": []}', b'{"messages": [{"role": "x"}]}', b"\xff\x00", b"[" * 9999]
+)
 async def test_a_bad_body_is_refused_as_it_is_everywhere(content):
     async with client_of(service_of(limits=RequestLimits(body_bytes=20_000))) as client:
         headers = {"content-type": "application/json"}

@@ -2,6 +2,8 @@
 //
 // Times are seconds, handed in by the caller.
 
+const SHORTEST_S = 0.05;
+
 export function newAnswer() {
   return { role: "assistant", content: "", reasoning: "", calls: [] };
 }
@@ -66,9 +68,11 @@ export class AnswerReader {
     const usage = this.#usage;
     const completion = usage?.completion_tokens ?? this.numTokens;
     figures.completionTokens = completion;
-    const span = (this.done || this.#lastAt === null ? this.#lastAt : now) - this.#firstAt;
-    if (this.#firstAt !== null && span > 0 && completion > this.#firstTokens) {
-      figures.tokensPerS = (completion - this.#firstTokens) / span;
+    const end = this.done || this.#lastAt === null ? this.#lastAt : now;
+    if (this.#firstAt !== null && end - this.#firstAt > SHORTEST_S && completion > this.#firstTokens) {
+      figures.tokensPerS = (completion - this.#firstTokens) / (end - this.#firstAt);
+    } else if (this.done && this.#firstAt !== null) {
+      figures.tokensPerS = completion / (end - this.#sentAt); // it came in one piece, so when its tokens were made cannot be seen
     }
     if (usage) {
       figures.promptTokens = usage.prompt_tokens;

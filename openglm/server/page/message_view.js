@@ -279,7 +279,7 @@ class Thoughts {
     const figures = run ? run.reader.figures(now()) : turn.figures;
     const spent = figures?.thinkingS;
     if (run?.reader.phase === "thinking") this.#label.textContent = t("thinkingFor", { s: seconds(spent ?? 0) });
-    else this.#label.textContent = spent === undefined ? t("thoughts") : t("thought", { s: seconds(spent) });
+    else this.#label.textContent = spent === undefined || spent < 0.01 ? t("thoughts") : t("thought", { s: seconds(spent) });
   }
 
   toggle() {
