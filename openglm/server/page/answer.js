@@ -2,7 +2,7 @@
 //
 // Times are seconds, handed in by the caller.
 
-const SHORTEST_S = 0.05;
+const SHORTEST_S = 0.2;
 
 export function newAnswer() {
   return { role: "assistant", content: "", reasoning: "", calls: [] };

@@ -1,13 +1,15 @@
 // What the page is about, without its looks: the conversations, and the answers that run in them.
 //
 // Events: "conversations" (the list changed), "open" (another conversation is shown), "path" (other turns are shown), "answer"
-// (a turn that is shown grew; detail.id), "run" (an answer began or ended), "kept" (detail: what storage could not hold).
+// (a turn that is shown grew; detail.id), "run" (an answer began or ended), "kept" (detail: what storage could not hold), "full" (the
+// conversation takes no more turns).
 
 import { AnswerReader, newAnswer } from "./answer.js";
 import { ApiError, request, streamChat } from "./api.js";
 import { fromRecord, newConversation } from "./archive.js";
 import { isDemoTool, runDemoTool } from "./demo_tools.js";
 import { callArguments, requestBody } from "./request.js";
+import { MAX_TURNS } from "./tree.js";
 
 const MAX_TOOL_ROUNDS = 8; // of tools that run by themselves, after one message
 const SAVE_EVERY_MS = 1500;
@@ -101,30 +103,31 @@ export class Chat extends EventTarget {
     this.#emit("conversations");
   }
 
-  /** A message at the end of the shown branch, and its answer. */
+  /** A message at the end of the shown branch, and its answer. Returns whether it was taken. */
   send(text) {
-    if (this.run) return;
+    if (!this.#mayAnswer()) return false;
     const { tree } = this;
     const asked = tree.add(tree.leaf, { role: "user", content: text });
     this.current.title ||= titleOf(tree);
     this.#answer(this.current, asked);
+    return true;
   }
 
   /** Another version of a message, and its answer. */
   edit(id, text) {
-    if (this.run) return;
+    if (!this.#mayAnswer()) return;
     this.#answer(this.current, this.tree.addSibling(id, { role: "user", content: text }));
   }
 
   /** Another answer at the same place. */
   regenerate(id) {
-    if (this.run) return;
+    if (!this.#mayAnswer()) return;
     this.#answer(this.current, this.tree.parent(id));
   }
 
   /** Another try after a failure; one that said nothing is replaced, not kept beside. */
   retry(id) {
-    if (this.run) return;
+    if (!this.#mayAnswer()) return;
     const parent = this.tree.parent(id);
     if (isEmpty(this.tree.turn(id)) && this.tree.below(id) === null) this.tree.remove(id);
     this.#answer(this.current, parent);
@@ -132,7 +135,7 @@ export class Chat extends EventTarget {
 
   /** The results of all calls of an assistant turn, and the answer to them. */
   answerTools(id, results) {
-    if (this.run) return;
+    if (!this.#mayAnswer()) return;
     delete this.tree.turn(id).drafts;
     this.#answer(this.current, this.tree.add(id, { role: "tool", results }));
   }
@@ -178,6 +181,14 @@ export class Chat extends EventTarget {
     if (kept && kept.updated > this.current.updated) this.#show(kept);
   }
 
+  /** Whether no answer runs, and a message and its answer still fit. */
+  #mayAnswer() {
+    if (this.run) return false;
+    const fits = this.tree.size + 2 <= MAX_TURNS;
+    if (!fits) this.#emit("full");
+    return fits;
+  }
+
   #show(conversation) {
     for (const [id] of this.#open) if (!this.#runs.has(id)) this.#open.delete(id);
     this.#open.set(conversation.id, conversation);
@@ -195,6 +206,7 @@ export class Chat extends EventTarget {
       const id = await this.#generate(conversation, parent);
       const turn = conversation.tree.turn(id);
       if (turn.finish !== "tool_calls" || !this.settings.values.runTools || round === MAX_TOOL_ROUNDS) return;
+      if (conversation.tree.size + 2 > MAX_TURNS) return;
       if (!turn.calls.every((call) => isDemoTool(call.name) && callArguments(call))) return;
       const results = turn.calls.map((call) => ({ id: call.id, content: runDemoTool(call.name, callArguments(call)) }));
       parent = conversation.tree.add(id, { role: "tool", results });

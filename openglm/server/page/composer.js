@@ -38,10 +38,9 @@ export class Composer {
 
   submit() {
     const text = this.field.value;
-    if (!text.trim() || this.chat.run) return;
+    if (!text.trim() || !this.chat.send(text)) return;
     this.field.value = "";
     this.#changed();
-    this.chat.send(text);
     this.focus();
   }
 

@@ -7,6 +7,7 @@ import { count, t } from "./texts.js";
 import { visible } from "./tokens_view.js";
 
 const DELAY_MS = 250;
+const MAX_SEGMENT_CHARS = 100_000; // shown of one segment; "Copy text" has all of it
 
 export class Inspector {
   constructor(chat, { signal, settings, draft }) {
@@ -115,7 +116,11 @@ function tokensOf({ ids, texts, control, first, omitted }) {
 }
 
 function textOf(segments) {
-  return h("pre.prompt-text", { tabindex: "0" }, ...segments.map(({ text, control }) => h(control ? "span.template" : "span.text", {}, text)));
+  return h("pre.prompt-text", { tabindex: "0" }, ...segments.map(({ text, control }) => h(control ? "span.template" : "span.text", {}, shortened(text))));
+}
+
+function shortened(text) {
+  return text.length > MAX_SEGMENT_CHARS ? `${text.slice(0, MAX_SEGMENT_CHARS / 2)}\n…\n${text.slice(-MAX_SEGMENT_CHARS / 2)}` : text;
 }
 
 function legend(...kinds) {

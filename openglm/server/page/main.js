@@ -26,6 +26,7 @@ class Page {
     this.live = h("div.off-screen", { "aria-live": "polite" });
     this.chat.addEventListener("run", ({ detail }) => detail?.ended && this.#announce(detail.ended));
     this.chat.addEventListener("answer", () => this.#announcePhase());
+    this.chat.addEventListener("full", () => toast(t("full")));
     this.watch.addEventListener("about", () => this.#learn());
     this.watch.addEventListener("figures", () => this.watch.live && this.metrics.update());
     this.watch.addEventListener("state", ({ detail }) => this.#onState(detail));

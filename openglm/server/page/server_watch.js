@@ -8,6 +8,7 @@ import { Series } from "./series.js";
 const CALM_MS = 15_000;
 const BUSY_MS = 1000;
 const TROUBLE_MS = 2000;
+const PATIENCE_MS = 8000; // a server that is there answers these at once, and within 2 s when its engine is busy
 
 export class ServerWatch extends EventTarget {
   about = {};
@@ -42,11 +43,11 @@ export class ServerWatch extends EventTarget {
 
   async #look() {
     try {
-      const reading = await request("page/figures");
+      const reading = await request("page/figures", { signal: AbortSignal.timeout(PATIENCE_MS) });
       this.series.add(reading);
       const fresh = this.about.engine ? reading.state === "ready" && this.state !== "ready" : true;
       if (fresh) {
-        this.about = await request("page/about");
+        this.about = await request("page/about", { signal: AbortSignal.timeout(PATIENCE_MS) });
         this.dispatchEvent(new Event("about"));
       }
       this.dispatchEvent(new Event("figures"));

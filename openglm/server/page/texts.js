@@ -29,6 +29,7 @@ const TEXTS = {
   madeRoom: ["Storage was full, so the oldest conversation was removed: {title}", "存储已满，最旧的对话已被移除：{title}"],
   keepFile: ["Save it as a file", "保存为文件"],
   notKept: ["There is no room to keep this conversation. Export it before you close the page.", "没有空间保存此对话。关闭页面前请导出。"],
+  full: ["This conversation is full. Start a new one.", "此对话已满，请新建对话。"],
   welcome: ["What shall we try?", "想试试什么？"],
   welcomeWhy: ["Thinking, tools, probabilities and the exact prompt: everything the model does is here to look at.", "思考、工具、概率和原始提示词：模型所做的一切都可以在这里查看。"],
   message: ["Message", "消息"],

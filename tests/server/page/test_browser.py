@@ -501,6 +501,7 @@ def test_the_plots_show_what_the_server_does(open_page, nano_url, picture):
     assert "position 1" in page.locator(".bars").inner_text()
     assert re.search(r"\d+ %", page.locator(".bars").inner_text())
     page.wait_for_function("() => document.querySelectorAll('.plot-line')[0].getAttribute('d').split('L').length > 4")
+    assert page.locator(".facts:has-text('device')").inner_text().count("glm-nano") == 1
     picture(page, "page-metrics")
     page.get_by_role("button", name="Metrics").click()
     assert page.locator("#message").is_visible()
