@@ -244,7 +244,7 @@ class Page {
   #announce(turn) {
     this.#saidPhase = "";
     this.live.textContent = turn.error ? "" : t(turn.finish === "tool_calls" ? "answerTools" : turn.finish === "stopped" ? "stopped" : "answerDone");
-    if (["network", "cut", "unavailable", "key"].includes(turn.error?.kind)) this.watch.look();
+    if (["network", "cut", "unavailable", "server", "key"].includes(turn.error?.kind)) this.watch.look();
   }
 
   #announcePhase() {
