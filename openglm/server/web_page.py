@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -57,6 +58,9 @@ _HEADERS: Final = {
 }
 
 
+_TAKES_GZIP: Final = re.compile(r"\bgzip\b(?!\s*;\s*q=0(\.0*)?\s*(,|$))")
+
+
 @dataclass(frozen=True)
 class PageFile:
     """One file as it is served."""
@@ -88,7 +92,7 @@ class WebPage:
         if file is None:
             raise HTTPException(404)
         compressible = not file.media_type.startswith("font/")
-        zipped = compressible and "gzip" in request.headers.get("accept-encoding", "")
+        zipped = compressible and _TAKES_GZIP.search(request.headers.get("accept-encoding", "")) is not None
         tag = f'"{file.tag}{"-gzip" if zipped else ""}"'
         headers = {**_HEADERS, "etag": tag}
         if tag in (offered.strip().removeprefix("W/") for offered in request.headers.get("if-none-match", "").split(",")):

@@ -13,6 +13,7 @@ import { MAX_TURNS } from "./tree.js";
 
 const MAX_TOOL_ROUNDS = 8; // of tools that run by themselves, after one message
 const SAVE_EVERY_MS = 1500;
+const SAVE_AFTER_MS = 300;
 const MAX_TITLE = 60;
 
 export const now = () => performance.now() / 1000;
@@ -32,6 +33,8 @@ export class Chat extends EventTarget {
   #open = new Map();
   #runs = new Map();
   #tokens = new WeakMap();
+  #saving = null;
+  #unsaved = null;
 
   get tree() {
     return this.current.tree;
@@ -67,6 +70,7 @@ export class Chat extends EventTarget {
   removeConversation(id) {
     this.#runs.get(id)?.controller.abort();
     this.#open.delete(id);
+    if (this.#unsaved?.id === id) this.#unsaved = null;
     this.store.remove(id);
     if (id === this.current.id) this.#show(newConversation());
     this.#emit("conversations");
@@ -81,7 +85,7 @@ export class Chat extends EventTarget {
 
   setSystem(text) {
     this.current.system = text;
-    if (this.tree.size) this.save();
+    if (this.tree.size) this.saveSoon();
     this.#emit("path");
   }
 
@@ -101,6 +105,20 @@ export class Chat extends EventTarget {
     const { saved, removed } = this.store.save(conversation);
     if (removed.length || !saved) this.#emit("kept", { saved, removed: removed.map((record) => readable(record)).filter(Boolean) });
     this.#emit("conversations");
+  }
+
+  /** Keeps what is being typed, once the typing pauses. */
+  saveSoon() {
+    const conversation = this.current;
+    clearTimeout(this.#saving);
+    this.#unsaved = conversation;
+    this.#saving = setTimeout(() => this.#saveNow(), SAVE_AFTER_MS);
+  }
+
+  #saveNow() {
+    clearTimeout(this.#saving);
+    if (this.#unsaved) this.store.save(this.#unsaved);
+    this.#unsaved = null;
   }
 
   /** A message at the end of the shown branch, and its answer. Returns whether it was taken. */
@@ -168,8 +186,9 @@ export class Chat extends EventTarget {
     }
   }
 
-  /** Keeps what has arrived so far: for a page that is about to go. */
-  saveRunning() {
+  /** Keeps what was typed and what has arrived so far: for a page that is about to go. */
+  saveAll() {
+    this.#saveNow();
     for (const { conversation } of this.#runs.values()) this.store.save(conversation);
   }
 
@@ -192,6 +211,7 @@ export class Chat extends EventTarget {
   #show(conversation) {
     for (const [id] of this.#open) if (!this.#runs.has(id)) this.#open.delete(id);
     this.#open.set(conversation.id, conversation);
+    this.#saveNow();
     if (conversation !== this.current) this.edits.clear();
     this.current = conversation;
     this.#emit("open");

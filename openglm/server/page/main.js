@@ -33,7 +33,7 @@ class Page {
     this.build();
     document.addEventListener("keydown", (event) => this.#onKey(event));
     window.addEventListener("hashchange", () => this.#route());
-    window.addEventListener("pagehide", () => this.chat.saveRunning());
+    window.addEventListener("pagehide", () => this.chat.saveAll());
     window.addEventListener("storage", (event) => event.key?.startsWith("openglm.conversation") && this.chat.reload());
     NARROW.addEventListener("change", () => this.#showSidebar(!NARROW.matches && this.settings.values.sidebar));
     this.watch.start();
@@ -116,6 +116,8 @@ class Page {
   }
 
   openPanel(name, target = null) {
+    const opener = this.#panel === "settings" ? this.settingsButton : this.inspectorButton;
+    if (name === null && this.panel.contains(document.activeElement)) opener.focus();
     this.#panel = name;
     this.inspector.hide();
     this.panel.hidden = name === null;

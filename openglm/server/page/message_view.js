@@ -177,7 +177,7 @@ export class AnswerView extends TurnView {
         writing: Boolean(run),
         disabled: busy,
         onSend: (given) => this.chat.answerTools(this.id, given),
-        onDraft: () => this.chat.save(),
+        onDraft: () => this.chat.saveSoon(),
       });
       if (results) {
         const again = h("button.quiet", { type: "button", disabled: busy, onclick: () => this.#answerAgain(results) }, t("toolAgain"));
@@ -197,7 +197,7 @@ export class AnswerView extends TurnView {
       writing: false,
       disabled: false,
       onSend: (given) => this.chat.answerTools(this.id, given),
-      onDraft: () => this.chat.save(),
+      onDraft: () => this.chat.saveSoon(),
     });
     for (const old of this.#tools.nodes) old.remove();
     this.#tools = { ...this.#tools, nodes };

@@ -21,7 +21,15 @@ export class MetricsView {
         format: count,
         unit: `${t("running")} / ${t("queued")}`,
       }),
-      linePlot(t("plotKv"), { lines: [{ value: (point) => point.kv }], format: percent, top: 1 }),
+      linePlot(t("plotKv"), {
+        lines: [
+          { label: t("inUse"), value: (point) => point.kv },
+          { label: t("figCached"), value: (point) => point.kvCached },
+        ],
+        format: percent,
+        top: 1,
+        unit: `${t("inUse")} / ${t("figCached")}`,
+      }),
       linePlot(t("plotCache"), { lines: [{ value: (point) => point.cache }], format: percent, top: 1 }),
       linePlot(t("plotBatch"), { lines: [{ value: (point) => point.batch }], format: rate }),
     ];

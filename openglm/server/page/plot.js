@@ -17,9 +17,9 @@ export function linePlot(title, { lines, format, top = null, unit = "" }) {
   const legend = lines.length > 1 ? h("p.legend", {}, ...lines.map((line, i) => h("span", {}, h(`span.swatch.line-${i}`), line.label))) : null;
   const node = h("section.plot", {}, h("h3", {}, title), h("p.plot-head", {}, value, h("span.plot-unit", {}, unit), scale), h("div.plot-frame", {}, picture), legend);
   const update = (points) => {
-    const last = points.at(-1);
     const highest = top ?? niceTop(Math.max(0, ...points.flatMap((point) => lines.map((line) => line.value(point) ?? 0))));
-    const now = lines.map((line) => last && line.value(last)).map((each) => (Number.isFinite(each) ? format(each) : "–"));
+    const latest = lines.map((line) => points.map(line.value).findLast(Number.isFinite));
+    const now = latest.map((each) => (each === undefined ? "–" : format(each)));
     value.textContent = now.join(" / ");
     scale.textContent = format(highest);
     lines.forEach((line, i) => {
