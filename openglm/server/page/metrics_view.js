@@ -28,7 +28,6 @@ export class MetricsView {
         ],
         format: percent,
         top: 1,
-        unit: `${t("inUse")} / ${t("figCached")}`,
       }),
       linePlot(t("plotCache"), { lines: [{ value: (point) => point.cache }], format: percent, top: 1 }),
       linePlot(t("plotBatch"), { lines: [{ value: (point) => point.batch }], format: rate }),

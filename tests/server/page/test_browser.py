@@ -92,7 +92,7 @@ def test_a_tool_call_is_answered_by_hand(open_page, nano_url, picture):
     answer = finished(page, 2)
     assert re.search("17|rain", answer.locator(".markdown").last.inner_text())
     assert "rain" in page.locator(".tool-result").inner_text()
-    picture(page, "page-tool")
+    picture(page, "page-tool-call")
     page.get_by_role("button", name="Answer differently").click()
     page.locator(".tool-card textarea").fill('{"temperature": 31, "condition": "sunny"}')
     page.get_by_role("button", name="Send result").click()
@@ -141,7 +141,7 @@ def test_stop_thinking_brings_the_answer(open_page, thoughtful, picture):
     page = open_page(thoughtful.root)
     ask(page, "Think")
     page.wait_for_function("() => /Thinking for (1\\.[3-9]|[2-9])/.test(document.querySelector('.thoughts-label')?.textContent)")
-    picture(page, "thinking")
+    picture(page, "page-thinking")
     page.get_by_role("button", name="Answer now").click()
     answer = finished(page)
     assert answer.locator(".markdown").last.inner_text() == "Done."
@@ -215,7 +215,7 @@ def test_tokens_show_their_probabilities(open_page, nano_url, picture):
     tokens.nth(2).hover()
     card = answer.locator(".token-card")
     assert card.locator(".alternative").count() in (5, 6) and card.locator(".alternative.chosen").count() == 1
-    picture(page, "tokens")
+    picture(page, "page-probabilities")
     tokens.first.focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.dataset.index") == "1"
@@ -240,7 +240,7 @@ def test_dark_mode_follows_the_system_until_it_is_chosen(open_page, nano_url, pi
     ask(page, "What is 34 + 57?")
     finished(page).locator(".thoughts-toggle").click()
     open_settings(page)
-    picture(page, "dark")
+    picture(page, "page-dark")
     page.locator(".settings").get_by_label("Light", exact=True).check()
     assert ground(page) == light
 
@@ -255,7 +255,7 @@ def test_the_page_speaks_chinese(open_page, nano_url, picture):
     answer = finished(page)
     assert answer.locator(".thoughts-label").inner_text().startswith("思考了")
     page.get_by_role("button", name="设置").click()
-    picture(page, "chinese")
+    picture(page, "page-chinese")
     page.reload()
     assert page.get_by_role("button", name="新对话").is_visible()
     assert not re.search(r">[^<]*\{\w+\}", page.content())
@@ -323,7 +323,7 @@ def test_answers_are_shown_as_markdown_and_can_do_no_harm(open_page, nano_url, t
     content = page.locator(".turn.answer .markdown").last
     page.wait_for_selector(".maths .katex")
     page.locator(".thoughts-toggle").click()
-    picture(page, "markdown")
+    picture(page, "page-markdown")
     assert page.evaluate("window.hacked") is None
     assert page.locator(".bubble").inner_text() == "<b>bold</b>"
     assert "<script>" in content.inner_text() and page.locator("article script, article img").count() == 0
@@ -356,7 +356,7 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(open_page, scripted_dir):
         page.locator(".error-note").get_by_role("button", name="Enter key").click()
         dialog.get_by_label("API key").fill("secret-key")
         page.keyboard.press("Enter")
-        assert "Moment" in finished(page).locator(".markdown").last.inner_text()
+        page.wait_for_selector(".answer:not(.running) > .markdown:has-text('Moment')")
         assert "secret-key" in stored(page, "sessionStorage") and "secret-key" not in stored(page)
     finally:
         server.close()
@@ -476,7 +476,7 @@ def test_it_fits_a_phone(open_page, nano_url, picture):
     assert page.locator(".sidebar").is_hidden()
     ask(page, "What is 34 + 57?")
     finished(page)
-    picture(page, "phone")
+    picture(page, "page-phone")
     for name in ("Conversations", "Settings", "Prompt inspector"):
         page.locator("header").get_by_role("button", name=name).click()
         assert page.evaluate("document.documentElement.scrollWidth") <= 375
