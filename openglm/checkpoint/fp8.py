@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from openglm.checkpoint.names import TensorEntry
-from openglm.checkpoint.reader import Reader, StoredTensor
+from openglm.checkpoint.reader import StoredTensor
 from openglm.checkpoint.report import Mismatches
 
 WEIGHT_DTYPE = "F8_E4M3"

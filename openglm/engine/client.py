@@ -162,10 +162,12 @@ class AsyncEngineClient:
         if request_id in self._streams and self._child is not None:
             self._child.send(protocol.Abort(request_id))
 
-    async def stop_thinking(self, request_id: str) -> None:
-        """Let a running request close its reasoning now and go on to its answer. Unknown ids are ignored."""
-        if request_id in self._streams and self._child is not None:
-            self._child.send(protocol.StopThinking(request_id))
+    async def stop_thinking(self, request_id: str) -> bool:
+        """Let a running request close its reasoning now and go on to its answer. Returns whether there is such a request."""
+        if request_id not in self._streams or self._child is None:
+            return False
+        self._child.send(protocol.StopThinking(request_id))
+        return True
 
     async def stats(self) -> EngineStats:
         """The engine's counters; `EngineDeadError` when it is down."""

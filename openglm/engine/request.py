@@ -179,9 +179,14 @@ def siblings(request: GenerationRequest, count: int) -> list[GenerationRequest]:
         if seed is not None:
             params = msgspec.structs.replace(params, seed=(seed + index + 2**63) % 2**64 - 2**63)
         made.append(
-            GenerationRequest(f"{request.id}.{index}", request.prompt_ids, params, follows=request.id, scheduling=request.scheduling)
+            GenerationRequest(sibling_id(request.id, index), request.prompt_ids, params, follows=request.id, scheduling=request.scheduling)
         )
     return made
+
+
+def sibling_id(request_id: str, index: int) -> str:
+    """The id of the `index`-th of several answers to one prompt, counted from 0."""
+    return f"{request_id}.{index}" if index else request_id
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@
     text_route, token_routes               counting and converting tokens, without generating any
     access, traffic, refusal               keys; how many may wait; what is said when the answer is no
     service, operations, app               shared state, the operator's routes, all routes
+    web_page, page_routes                  the page at `/`: its files, and what only it asks
     serve, banner                          the process: port, loading, draining, exit code
 
 A dialect is a set of files with one prefix: `_request` (a body becomes an exchange), `_response` (steps become bytes) and `_routes`.

@@ -1,7 +1,8 @@
 """The gate in front of every route: request id, keys, and the last catch for exceptions.
 
 Deny by default: with keys configured, every path outside `PUBLIC_PATHS` needs one, whether a route exists there or not, and the
-check runs before the body is read. The path is taken from the ASGI scope, never from a URL that a Host header can shape.
+check runs before the body is read; only the files of the web page may be read without. The path is taken from the ASGI scope, never
+from a URL that a Host header can shape.
 Keys are compared by digest in constant time, all of them every time.
 """
 
@@ -41,12 +42,16 @@ class KeyRing:
 
 
 class Gate:
-    """ASGI middleware around the whole application. `write` puts a refusal into the words of the dialect that the request is in."""
+    """ASGI middleware around the whole application. `write` puts a refusal into the words of the dialect that the request is in;
+    `open_reads` are further paths that anyone may GET, and nothing else."""
 
-    def __init__(self, app: ASGIApp, *, keys: KeyRing, write: Callable[[Refusal, Scope], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing, write: Callable[[Refusal, Scope], Response], open_reads: frozenset[str] = frozenset()
+    ) -> None:
         self._app = app
         self._keys = keys
         self._write = write
+        self._open_reads = open_reads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; whatever happens inside, the client gets a well-formed answer."""
@@ -66,7 +71,7 @@ class Gate:
             await send(message)
 
         try:
-            if scope["path"] not in PUBLIC_PATHS and not self._keys.admits(scope["headers"]):
+            if not self._is_public(scope) and not self._keys.admits(scope["headers"]):
                 await self._write(_UNAUTHORIZED, scope)(scope, receive, send_with_id)
                 return
             await self._app(scope, receive, send_with_id)
@@ -77,6 +82,10 @@ class Gate:
             if started:
                 return  # too late for a status: an unfinished response makes the HTTP layer cut the connection
             await self._write(refusal, scope)(scope, receive, send_with_id)
+
+    def _is_public(self, scope: Scope) -> bool:
+        path = scope["path"]
+        return path in PUBLIC_PATHS or (path in self._open_reads and scope["method"] in ("GET", "HEAD"))
 
 
 _UNAUTHORIZED: Final = Refusal(401, "a valid API key is needed: send Authorization: Bearer KEY or x-api-key: KEY", "invalid_api_key")

@@ -12,15 +12,18 @@ from openglm.server import anthropic_routes, operations, sglang_routes, token_ro
 from openglm.server.access import Gate, KeyRing
 from openglm.server.completions_routes import completions
 from openglm.server.dialects import write_refusal
-from openglm.server.openai_routes import Models, chat_completions
+from openglm.server.openai_routes import Models, StopThinking, chat_completions
+from openglm.server.page_routes import PageRoutes
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.responses_routes import Responses
 from openglm.server.service import Service
+from openglm.server.web_page import WebPage
 
 
 def build_app(service: Service) -> ASGIApp:
     """The application around one service."""
     models, health, responses = Models(service), _Health(service), Responses(service)
+    page, page_routes = WebPage(), PageRoutes(service)
     router = Router(
         [
             Route("/health", health.alive, methods=["GET"]),
@@ -39,10 +42,16 @@ def build_app(service: Service) -> ASGIApp:
             Route("/v1/responses/{id}/cancel", responses.cancel, methods=["POST"]),
             Route("/v1/messages", anthropic_routes.messages(service), methods=["POST"]),
             Route("/v1/messages/count_tokens", anthropic_routes.count_tokens(service), methods=["POST"]),
+            Route("/v1/chat/completions/{id}/stop_thinking", StopThinking(service).stop, methods=["POST"]),
+            Route("/page/about", page_routes.about, methods=["GET"]),
+            Route("/page/figures", page_routes.figures, methods=["GET"]),
+            Route("/page/prompt", page_routes.prompt, methods=["POST"]),
+            Route("/", page.serve, methods=["GET"]),
+            Route("/page/{file:path}", page.serve, methods=["GET"]),
         ],
         redirect_slashes=False,  # a redirect would be answered although no route has that path
     )
-    return Gate(_Routes(router), keys=KeyRing(service.config.api_keys), write=write_refusal)
+    return Gate(_Routes(router), keys=KeyRing(service.config.api_keys), write=write_refusal, open_reads=page.paths)
 
 
 class _Routes:

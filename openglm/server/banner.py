@@ -35,7 +35,7 @@ def banner(
         "",
         f"  OpenAI base URL   {url}",
         f"  try it            curl {url}/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'",
-        f"  chat              glm chat --url {url}",
+        f"  chat              glm chat --url {url}, or in a browser {url.removesuffix('v1')}",
         f"  KV cache          {tokens:,} tokens: room for {conversations} conversation(s) of {info.max_model_len:,} tokens,"
         f" {info.max_num_seqs} at once, {info.kv_cache_dtype}",
         f"  chat template     {model.template.description}",

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from openglm.engine.request import sibling_id
 from openglm.server.exchange import Exchange, GeneratingRoute, left_out
 from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import ChatRequest, read_chat_request
 from openglm.server.openai_response import Answer, ChatWire, Delivery
+from openglm.server.refusal import Refusal, Refused
 from openglm.server.service import Service
 from openglm.server.turn import PreparedTurn
 
@@ -44,10 +46,25 @@ def chat_exchange(
     def open_wire(turns: Sequence[PreparedTurn]) -> ChatWire:
         (turn,) = turns
         request_id = (chat.turn.client_id or turn.id) if tells_request_id else None
-        answer = Answer(f"chatcmpl-{turn.id}", int(time.time()), service.model.name, service.config.reasoning_field, request_id)
+        answer = Answer(f"{_ID_PREFIX}{turn.id}", int(time.time()), service.model.name, service.config.reasoning_field, request_id)
         return wire(answer, service.model.tokenizer, delivery, num_choices=chat.num_choices, num_prompt_tokens=len(turn.prompt_ids))
 
     return Exchange((chat.turn,), open_wire, chat.model, chat.stream, chat.num_choices, chat.unknown, left_out("tools", chat.dropped_tools))
+
+
+class StopThinking:
+    """POST /v1/chat/completions/{id}/stop_thinking: an answer that is being streamed closes its reasoning and goes on to its content."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def stop(self, request: Request) -> Response:
+        """202, or 404 where no such answer is being made. `id` is the one that every chunk of the answer carries; all its choices stop."""
+        turn = request.path_params["id"].removeprefix(_ID_PREFIX)
+        ids = [sibling_id(turn, index) for index in range(self._service.config.limits.choices)]
+        if not any([await self._service.engine.stop_thinking(each) for each in ids]):
+            raise Refused(Refusal(404, "no answer with this id is being generated", "answer_not_found", "id"))
+        return JSONReply(encode({"id": f"{_ID_PREFIX}{turn}", "object": "chat.completion.stop_thinking"}), 202)
 
 
 class Models:
@@ -84,3 +101,6 @@ class Models:
             "max_input_tokens": model.max_model_len - 1,
             "max_tokens": model.max_model_len - 1,
         }
+
+
+_ID_PREFIX: Final = "chatcmpl-"

@@ -17,7 +17,7 @@ from openglm.config.server import SamplingDefaults
 from openglm.errors import CheckpointError, ConfigError
 from openglm.text.checkpoint_template import BuiltinTemplate, ChatTemplate, load_chat_template, read_template_source
 from openglm.text.messages import Conversation
-from openglm.text.template import StartState, TemplateStyle
+from openglm.text.template import Rendered, StartState, TemplateStyle
 from openglm.text.tokenizer import Tokenizer
 
 
@@ -47,8 +47,13 @@ class ServedModel:
     def prompt(self, conversation: Conversation, *, continues: bool = False) -> tuple[list[int], StartState]:
         """Ids of the prompt for the next assistant turn, and the state its reply begins in. With `continues` the reply goes on with
         the last turn, whose text ends the prompt."""
+        rendered = self.render(conversation, continues=continues)
+        return self.tokenizer.encode_segments(rendered.segments), rendered.start
+
+    def render(self, conversation: Conversation, *, continues: bool = False) -> Rendered:
+        """The same before it is cut into tokens."""
         rendered = self.template.render(conversation, add_generation_prompt=not continues)
-        return self.tokenizer.encode_segments(rendered.segments), "content" if continues else rendered.start
+        return replace(rendered, start="content") if continues else rendered
 
     def with_context(self, max_model_len: int) -> ServedModel:
         """The same model with the context that the engine settled on."""

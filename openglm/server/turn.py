@@ -24,6 +24,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from openglm.engine.protocol import EngineInfo
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
 from openglm.engine.scheduling import SchedulingParams
 from openglm.engine.stats import EngineStats
@@ -154,6 +155,19 @@ class Engine(Protocol):
         """ "starting", "ready", "restarting" or "dead"."""
         ...
 
+    @property
+    def info(self) -> EngineInfo:
+        """Facts about the engine; `EngineDeadError` before it was ready for the first time."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """The engine's counters; `EngineDeadError` when it is down."""
+        ...
+
+    async def stop_thinking(self, request_id: str) -> bool:
+        """Close the reasoning of a running request; whether there is one."""
+        ...
+
     def generate(self, request: GenerationRequest) -> OutputStream:
         """Begin a request. Raises `RequestError`, `QueueFullError` or `EngineDeadError` at once."""
         ...
@@ -164,10 +178,6 @@ class Engine(Protocol):
 
     async def flush_cache(self) -> None:
         """Forget every cached prefix. Raises `EngineDeadError` when the engine is down."""
-        ...
-
-    async def stats(self) -> EngineStats:
-        """The engine's counters. Raises `EngineDeadError` when it is down."""
         ...
 
 

@@ -130,7 +130,8 @@ def rounded_to(to: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return (codes.to(torch.float8_e4m3fn) if to == "fp8" else codes.round()).double() * scale.double(), scale.double()
 
 
-def test_experts_without_tokens_and_tokens_of_one_expert():, "width"), [(3, 4096, 1408), (17, 40, 24), (1, 48, 80)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "hidden", "width"), [(3, 4096, 1408), (17, 40, 24), (1, 48, 80)])
 def test_mlp_equals_reference(dtype, rows, hidden, width):
     x, residual = made(rows, hidden, dtype=dtype), made(rows, hidden, dtype=dtype, seed=1)
     gate_up, down = made(2 * width, hidden, dtype=dtype, scale=hidden**-0.5), made(hidden, width, dtype=dtype, scale=width**-0.5)

@@ -1,5 +1,6 @@
 """An engine that plays back given outputs: for tests of what lies above the engine, one step at a time."""
 
+from openglm.engine.protocol import EngineInfo
 from openglm.engine.request import EngineOutput, RequestFailure
 from openglm.engine.stats import EngineStats
 from openglm.errors import EngineDeadError
@@ -15,6 +16,20 @@ class CannedEngine:
         self.num_flushes = 0
         self.aborted = []
 
+    @property
+    def info(self):
+        if self.state != "ready":
+            raise EngineDeadError("gone")
+        return EngineInfo("canned", 292, 4000, 1, 0, "float32", "cpu", ())
+
+    async def stats(self):
+        if self.state != "ready":
+            raise EngineDeadError("gone")
+        return EngineStats(num_steps=7, num_running=len(self.requests), pages_total=10, pages_free=4)
+
+    async def stop_thinking(self, request_id):
+        return request_id in {request.id for request in self.requests}
+
     def generate(self, request):
         if self.error is not None:
             raise self.error
@@ -28,9 +43,6 @@ class CannedEngine:
 
     async def flush_cache(self):
         self.num_flushes += 1
-
-    async def stats(self):
-        return EngineStats(num_running=len(self.requests), pages_total=10, pages_free=4)
 
 
 class _Stream:

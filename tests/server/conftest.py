@@ -25,6 +25,19 @@ def live(scripted_dir):
     server.close()
 
 
+@pytest.fixture(scope="session")
+def thoughtful(tmp_path_factory):
+    """A server whose model thinks "HmHmHm..." until it is stopped, and then answers "Done."."""
+    from live_server import LiveServer
+    from scripted_model import THINKING_FOR_EVER, write_scripted_model
+
+    directory = tmp_path_factory.mktemp("models") / "thoughtful"
+    write_scripted_model(directory, THINKING_FOR_EVER, stuck_at="Hm")
+    server = LiveServer(directory)
+    yield server
+    server.close()
+
+
 @pytest.fixture
 def server_errors():
     """Records of level ERROR that the server logs during a test; a bug that became a 500 shows up here."""

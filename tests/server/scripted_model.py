@@ -34,8 +34,12 @@ THINKING_AND_CALL = (
 THINKING_AND_ANSWER = (*("<|assistant|>", "\n", "<think>", "Let", "me", "see", "</think>", "It", "is", "sunny", "🙂", "in", "Zürich", "."),)
 
 
-def write_scripted_model(directory: Path, script: tuple[str, ...]) -> Tokenizer:
-    """Save the checkpoint and its tokenizer; returns the latter."""
+THINKING_FOR_EVER = ("<|assistant|>", "\n", "<think>", "Hm", "</think>", "Done", ".")
+
+
+def write_scripted_model(directory: Path, script: tuple[str, ...], *, stuck_at: str | None = None) -> Tokenizer:
+    """Save the checkpoint and its tokenizer; returns the latter. `stuck_at` is a word of the script that follows itself: only a forced
+    token leads on from there."""
     directory.mkdir(parents=True, exist_ok=True)
     definition = _tokenizer_definition(script)
     tokenizer = Tokenizer(definition)
@@ -62,6 +66,10 @@ def write_scripted_model(directory: Path, script: tuple[str, ...]) -> Tokenizer:
         for token, following in [*zip(chain, [*chain[1:], tokenizer.user], strict=True), (tokenizer.user, chain[0])]:
             model.lm_head.weight[:, token] = 0.0
             model.lm_head.weight[following, token] = GAIN
+        if stuck_at is not None:
+            (stuck,) = tokenizer.encode_raw(stuck_at)
+            model.lm_head.weight[:, stuck] = 0.0
+            model.lm_head.weight[stuck, stuck] = GAIN
     save_model(model, directory)
     (directory / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), "utf-8")
     (directory / "generation_config.json").write_text(json.dumps({"temperature": 1.0, "eos_token_id": list(tokenizer.stop_ids)}), "utf-8")

@@ -65,6 +65,8 @@ async def call(app, method, path, headers=(), receive=None):
 async def test_every_path_needs_a_key(path):
     app = build_app(service_of(api_keys=("secret",)))
     for method in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "MADE-UP"):
+        if path == "/" and method in ("GET", "HEAD"):
+            continue  # the web page, which asks for the key
         for headers in WRONG_KEYS:
             start = await call(app, method, path, headers)
             assert start["status"] == 401, (method, path, headers)
