@@ -239,6 +239,8 @@ class EngineOutput(msgspec.Struct, omit_defaults=True):
     """One entry per prompt token but the first, in the one output that completes the prompt, when the request asked for them."""
     cache_outcome: CacheOutcome | None = None
     """Why no more prompt tokens than these were cached (`openglm.engine.cache_history`); None when it never started to run."""
+    queue_s: float | None = None
+    """Seconds from its arrival to its first step; in the last output of a request that ran."""
 
 
 def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_len: int) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal, Protocol
 
@@ -25,6 +25,7 @@ import msgspec
 
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams, TokenLogprobs, siblings
 from openglm.engine.scheduling import SchedulingParams
+from openglm.engine.stats import EngineStats
 from openglm.engine.stop import StopStrings
 from openglm.errors import ContextLengthError, EngineError
 from openglm.server.served_model import ServedModel
@@ -94,6 +95,11 @@ class TurnEnd:
 
     finish_reason: TurnFinish
     usage: TurnUsage
+    num_calls: int = 0
+    """Tool calls that were delivered whole, and those that were cut off."""
+    num_cut_calls: int = 0
+    num_repairs: int = 0
+    """How often the model broke its format and was understood all the same."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,15 @@ class Engine(Protocol):
         """Begin a request. Raises `RequestError`, `QueueFullError` or `EngineDeadError` at once."""
         ...
 
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine's process had to be started again."""
+        ...
+
+    async def stats(self) -> EngineStats:
+        """The engine's counters. Raises `EngineDeadError` while it is down."""
+        ...
+
 
 def prepare(request: TurnRequest, model: ServedModel) -> PreparedTurn:
     """Render and tokenize; clamp the output to what the context leaves. Pure CPU work, safe in a thread."""
@@ -150,11 +165,18 @@ def choices(turn: PreparedTurn, count: int) -> tuple[PreparedTurn, ...]:
     return (turn, *(replace(turn, id=request.id, params=request.params, follows=turn.id) for request in requests[1:]))
 
 
-async def run(turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer) -> AsyncGenerator[TurnStep]:
-    """Generate the turn. Raises the typed error the engine failed with; leaving early aborts the engine's request."""
+async def run(
+    turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer, *, observe: Callable[[EngineOutput], None] | None = None
+) -> AsyncGenerator[TurnStep]:
+    """Generate the turn. Raises the typed error the engine failed with; leaving early aborts the engine's request.
+
+    `observe` is shown every output of the engine, also those of which nothing is visible.
+    """
     reader = _TurnReader(turn, tokenizer)
     async with contextlib.aclosing(engine.generate(_engine_request(turn))) as outputs:
         async for output in outputs:
+            if observe is not None:
+                observe(output)
             if output.finish_reason == "error":
                 raise _failure(output)
             step = reader.read(output)
@@ -234,7 +256,7 @@ class _TurnReader:
             draft_tokens=output.num_drafted,
             accepted_draft_tokens=output.num_accepted,
         )
-        return TurnEnd(finish, usage)
+        return TurnEnd(finish, usage, self._num_calls, self._num_cut_calls, self._parser.num_repairs)
 
 
 class _ReasoningCounter:

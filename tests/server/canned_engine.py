@@ -1,6 +1,7 @@
 """An engine that plays back given outputs: for tests of what lies above the engine, one step at a time."""
 
 from openglm.engine.request import EngineOutput, RequestFailure
+from openglm.engine.stats import EngineStats
 from openglm.errors import EngineDeadError
 
 
@@ -10,6 +11,7 @@ class CannedEngine:
     def __init__(self, steps, *, ending="stop", failure=None, error=None) -> None:
         self.steps, self.ending, self.failure, self.error = steps, ending, failure, error
         self.state = "ready"
+        self.num_restarts = 0
         self.requests = []
         self.aborted = []
 
@@ -20,6 +22,11 @@ class CannedEngine:
             raise EngineDeadError("gone")
         self.requests.append(request)
         return _Stream(self, request)
+
+    async def stats(self):
+        if self.state != "ready":
+            raise EngineDeadError("gone")
+        return EngineStats(num_steps=len(self.requests), pages_total=100, pages_free=90, pages_held=10)
 
 
 class _Stream:

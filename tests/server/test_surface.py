@@ -26,7 +26,7 @@ def client_of(service):
 
 
 PATHS = """
-    / /v1 /v1/models /v1/models/x /v1/chat/completions /v1/chat/completions/ //v1/models /V1/MODELS /v1/%6dodels /metrics /docs
+    / /v1 /v1/models /v1/models/x /v1/chat/completions /v1/chat/completions/ //v1/models /V1/MODELS /v1/%6dodels /metrics/ /drain /docs
     /openapi.json /health/ /health/x /ready/.. /%2e/health //health /v1/../health /health%00 /health;x
 """
 WRONG_KEYS = (
@@ -82,6 +82,18 @@ async def test_health_needs_no_key_and_without_keys_nothing_does():
         assert (await client.get("/ready")).status_code == 200
     async with client_of(service_of()) as client:
         assert (await client.get("/v1/models", headers={"authorization": "Bearer "})).status_code == 200
+
+
+async def test_metrics_are_public_on_loopback_only_unless_the_operator_says_otherwise():
+    for config, status in (
+        ({}, 200),
+        ({"host": "0.0.0.0"}, 401),
+        ({"host": "0.0.0.0", "public_metrics": True}, 200),
+        ({"public_metrics": False}, 401),
+    ):
+        async with client_of(service_of(api_keys=("secret",), **config)) as client:
+            assert (await client.get("/metrics")).status_code == status, config
+            assert (await client.get("/metrics", headers={"x-api-key": "secret"})).status_code == 200
 
 
 async def test_models_are_listed_and_looked_up_by_any_name():
@@ -202,7 +214,7 @@ async def test_a_draining_server_takes_no_more_work():
         waiting = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
         while not service.traffic.num_in_flight:
             await asyncio.sleep(0)
-        service.begin_drain()
+        service.stop()
         for response in (await waiting, await client.post("/v1/chat/completions", json=BODY)):
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "shutting_down"
