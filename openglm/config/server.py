@@ -127,8 +127,11 @@ class ServerConfig:
             raise ConfigError(f"--port must lie between 0 and 65535, got {self.port}")
         if self.max_queued_requests < 0:
             raise ConfigError(f"--max-queued-requests must not be negative, got {self.max_queued_requests}")
-        if self.drain_timeout_s < 0:
-            raise ConfigError(f"--shutdown-timeout must not be negative, got {self.drain_timeout_s}")
+        for flag, seconds in (("--shutdown-timeout", self.drain_timeout_s), ("--ready-wait", self.ready_wait_s)):
+            if not 0 <= seconds < math.inf:
+                raise ConfigError(f"{flag} must not be negative, got {seconds}")
+        if not 0 < self.keep_alive_s < math.inf:
+            raise ConfigError(f"--keep-alive must be more than 0 seconds, got {self.keep_alive_s}")
         for flag, keys in (("--api-key", self.api_keys), ("--admin-api-key", self.admin_api_keys)):
             if any(not key or key != key.strip() or not (key.isascii() and key.isprintable()) for key in keys):
                 raise ConfigError(f"{flag} must be printable ASCII, not empty, and neither begin nor end with white space")
