@@ -98,7 +98,7 @@ _PLACES = {
 }
 
 
-async def large_bodies(target: Target, *, megabytes: int = 200, limit_ms: float = 50.0) -> Outcome:
+async def large_bodies(target: Target, *, megabytes: int = 200, repeats: int = 20, limit_ms: float = 50.0) -> Outcome:
     """A huge body, declared and in chunks, is refused early while /health stays quick."""
     outcome = Outcome("large bodies")
     size = megabytes << 20
@@ -129,8 +129,11 @@ async def large_bodies(target: Target, *, megabytes: int = 200, limit_ms: float 
         return sent
 
     async with WatchedHealth(target, outcome, limit_ms=limit_ms):
-        outcome.figures["declared, MB sent"] = round(await declared() / 1e6, 1)
-        outcome.figures["chunked, MB sent"] = round(await chunked() / 1e6, 1)
+        sent = [(await declared(), await chunked()) for _ in range(repeats)]
+    outcome.figures |= {
+        "declared, MB sent": round(max(a for a, _ in sent) / 1e6, 1),
+        "chunked, MB sent": round(max(b for _, b in sent) / 1e6, 1),
+    }
     return outcome
 
 

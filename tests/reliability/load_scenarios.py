@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Awaitable
+from typing import Any
 
 from .outcome import Outcome, gauges, percentile
 from .wire import Answer, Hang, Target, events, read_head
@@ -96,13 +98,20 @@ async def streams(target: Target, *, count: int = 1000, tokens: int = 16, patien
 
 
 async def overload(
-    target: Target, *, seconds: float = 30.0, factor: float = 10.0, concurrency: int = 16, tokens: int = 16, floor: float = 0.95
+    target: Target,
+    *,
+    seconds: float = 30.0,
+    rounds: int = 4,
+    factor: float = 10.0,
+    concurrency: int = 32,
+    tokens: int = 256,
+    floor: float = 0.95,
 ) -> Outcome:
     """Many times more requests than can be served: what is accepted keeps `floor` of the goodput at saturation, the rest is told when to
-    come back."""
+    come back. Saturation and overload take turns, so that whatever else the machine does hits both."""
     outcome = Outcome("overload")
-    body = {**_ENDLESS, "model": target.model, "max_tokens": tokens}
-    data = target.request("/v1/chat/completions", body)
+    data = target.request("/v1/chat/completions", {**_ENDLESS, "model": target.model, "max_tokens": tokens})
+    part_s = seconds / rounds
     answered: list[tuple[float, Answer, float]] = []  # when it ended, what it was, how long it took
 
     async def one() -> None:
@@ -110,39 +119,57 @@ async def overload(
         try:
             answer = await target.send(data, patience_s=10 * seconds + 60)
         except (Hang, OSError) as error:
-            outcome.fail(f"under overload a request got no answer: {type(error).__name__}")
+            outcome.fail(f"a request got no answer: {type(error).__name__}")
             return
         answered.append((time.monotonic(), answer, time.monotonic() - began))
 
-    async def saturate(until: float) -> None:
-        while time.monotonic() < until:
-            await one()
+    async def saturate() -> None:
+        until = time.monotonic() + part_s
 
-    def goodput(since: float, until: float) -> float:
-        return sum(answer.status == 200 and since <= when < until for when, answer, _ in answered) / (until - since)
+        async def client() -> None:
+            while time.monotonic() < until:
+                await one()
 
-    start = time.monotonic()
-    await asyncio.gather(*[saturate(start + seconds) for _ in range(concurrency)])
-    peak = goodput(start + 0.2 * seconds, start + seconds)
-    answered.clear()
+        await asyncio.gather(*[client() for _ in range(concurrency)])
 
-    start = time.monotonic()
-    interval = 1.0 / max(1.0, factor * peak)
-    sent: list[asyncio.Task[None]] = []
-    while (now := time.monotonic()) < start + seconds:
-        while len(sent) * interval < now - start:
-            sent.append(asyncio.create_task(one()))
-        await asyncio.sleep(interval)
-    under_load = goodput(start + 0.2 * seconds, start + seconds)
-    await asyncio.gather(*sent)
-    shed = [(answer, took) for _, answer, took in answered if answer.status in (429, 503)]
-    for _, answer, _ in answered:
-        outcome.judge(answer, "under overload")
+    async def flood(rate: float) -> int:
+        began, sent = time.monotonic(), []
+        while (elapsed := time.monotonic() - began) < part_s:
+            while len(sent) < rate * elapsed:
+                sent.append(asyncio.create_task(one()))
+            await asyncio.sleep(min(0.01, 1 / rate))
+        await asyncio.gather(*sent)
+        return len(sent)
+
+    async def goodput(load: Awaitable[Any]) -> tuple[int, float]:
+        """Answers, and seconds until the last of them: the tail, in which the queue empties, is the same for both kinds of load."""
+        answered.clear()
+        began = time.monotonic()
+        await load
+        return sum(answer.status == 200 for _, answer, _ in answered), time.monotonic() - began
+
+    served = flooded = offered = 0
+    served_s = flooded_s = 0.0
+    shed: list[tuple[Answer, float]] = []
+    for _ in range(rounds):
+        count, took = await goodput(saturate())
+        served, served_s = served + count, served_s + took
+        if not served:
+            outcome.fail("nothing was served at all")
+            return outcome
+        flooding = flood(factor * served / served_s)
+        count, took = await goodput(flooding)
+        flooded, flooded_s, offered = flooded + count, flooded_s + took, offered + len(answered)
+        for _, answer, _ in answered:
+            outcome.require(answer.status != 0, "a connection was closed without an answer")
+            outcome.judge(answer, "under overload")
+        shed += [(answer, took) for _, answer, took in answered if answer.status in (429, 503)]
     outcome.require(all("retry-after" in answer.headers for answer, _ in shed), "a request was turned away without Retry-After")
-    outcome.require(peak > 0, "nothing was served at all")
+    outcome.require(bool(shed), "nothing was turned away: this was no overload")
+    peak, under_load = served / served_s, flooded / flooded_s
     outcome.require(under_load >= floor * peak, f"goodput falls from {peak:.1f} to {under_load:.1f} requests/s")
-    outcome.figures |= {"saturated /s": round(peak, 1), "offered /s": round(len(sent) / seconds, 1), "goodput /s": round(under_load, 1)}
-    outcome.figures |= {"shed": len(shed), "shed p99 ms": round(1000 * percentile([took for _, took in shed], 0.99), 1)}
+    outcome.figures |= {"saturated /s": round(peak, 1), "offered": offered, "goodput /s": round(under_load, 1), "shed": len(shed)}
+    outcome.figures["shed p99 ms"] = round(1000 * percentile([took for _, took in shed], 0.99), 1)
     return outcome
 
 

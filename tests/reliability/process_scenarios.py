@@ -37,6 +37,9 @@ async def engine_death(
             return time.monotonic(), seen[-2:]
 
     for _ in range(repeats):
+        # A server may give up on an engine that dies again and again without having answered anybody.
+        short = await target.post("/v1/chat/completions", {**body, "stream": False, "max_tokens": 1}, patience_s=30)
+        outcome.require(short.status == 200, f"a request between two deaths is answered {short.status}")
         running = asyncio.Semaphore(0)
         tasks = [asyncio.create_task(stream(running)) for _ in range(streams)]
         for _ in range(min(streams, 4)):  # as many as surely run at once; others may wait for a place
