@@ -22,6 +22,7 @@ from openglm.engine.constraint import Constraint
 from openglm.engine.request import SamplingParams
 from openglm.engine.scheduling import SchedulingParams
 from openglm.errors import RequestError
+from openglm.server.forbidden_fields import refuse_forbidden_fields
 from openglm.server.openai_constraint import FormFields, hides_tools, read_constraint
 from openglm.server.strict_json import convert, decode_json
 from openglm.server.turn import TurnRequest
@@ -94,7 +95,9 @@ class ChatRequest:
 
 def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:
     """Decode and check a body. `thinking` is the server's default. Raises `RequestError` naming the field."""
-    chat = convert(decode_json(body, max_depth=limits.json_depth), ChatBody)
+    value = decode_json(body, max_depth=limits.json_depth)
+    refuse_forbidden_fields(value)
+    chat = convert(value, ChatBody)
     if chat.messages is None:
         raise RequestError("messages is missing", param="messages", code="missing_field")
     _limit("messages", chat.messages, limits.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from typing import Any
@@ -98,9 +99,9 @@ def _spoil_value(source: random.Random, value: Any) -> None:
             if source.random() < 0.2:
                 place.pop(key, None)
             else:
-                place[key] = source.choice(_VALUES)
+                place[key] = copy.deepcopy(source.choice(_VALUES))
         elif isinstance(place, list) and place:
-            place[source.randrange(len(place))] = source.choice(_VALUES)
+            place[source.randrange(len(place))] = copy.deepcopy(source.choice(_VALUES))
 
 
 def _spoil_bytes(source: random.Random, good: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Which doors there are, who may pass, and what the server says before it serves."""
 
 import asyncio
+import gzip
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from text_model import text_model
 
 from openglm.config.server import RequestLimits, ServerConfig
 from openglm.server.app import build_app
+from openglm.server.forbidden_fields import FORBIDDEN_FIELDS
 from openglm.server.service import Service
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -140,6 +142,27 @@ async def test_a_body_must_say_that_it_is_json(media_type):
     async with client_of(service_of()) as client:
         response = await client.post("/v1/chat/completions", content=b"{}", headers=headers)
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "zstd"])
+async def test_a_compressed_body_is_415(encoding):
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    async with client_of(service_of()) as client:
+        response = await client.post("/v1/chat/completions", content=gzip.compress(b"{}"), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_encoding")
+        plain = await client.post("/v1/chat/completions", json=BODY, headers={"content-encoding": "identity"})
+        assert plain.status_code == 200
+
+
+@pytest.mark.parametrize("field", [*FORBIDDEN_FIELDS, "best_of"])
+async def test_what_would_be_code_a_tensor_or_an_address_is_refused_by_name(field):
+    async with client_of(service_of()) as client:
+        response = await client.post("/v1/chat/completions", json={**BODY, field: "http://169.254.169.254/"})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, field, "unsupported_field")
+        assert "169.254" not in response.text
+        for absent in (None, False if field != "best_of" else 1):
+            assert (await client.post("/v1/chat/completions", json={**BODY, field: absent})).status_code == 200
 
 
 async def test_a_body_over_the_limit_is_413_declared_or_not():
