@@ -152,6 +152,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._closing:
             return
         self._closing = True
+        self._body_bytes = 0  # from here on: what is dropped
         self._unset_keepalive_if_required()
         if self._read_timer is not None:
             self._read_timer.cancel()
@@ -178,7 +179,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse, and bound what is not a whole head yet."""
         if self._closing:
-            self._body_bytes += len(data)  # dropped; more than a body's worth of it is not worth a second
+            self._body_bytes += len(data)  # more than a body's worth of it is not worth a second
             if self._body_bytes > self._server.limits.body_bytes:
                 self._close_now()
             return

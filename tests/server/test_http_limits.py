@@ -169,6 +169,20 @@ async def test_a_body_in_too_many_chunks_is_413():
         assert (await server.send(head + chunks)).status == 200
 
 
+async def test_a_sender_that_is_refused_in_the_middle_of_its_body_can_read_why():
+    """The rest is taken in for a moment: a connection closed on unread data is reset, and the answer lost."""
+    async with serving(limits={"body_bytes": 1 << 20}) as server:
+        headers = {"content-type": "application/json", "transfer-encoding": "chunked"}
+        reader, writer = await server.connect()
+        writer.write(request(body=b"", method="POST", headers=headers))
+        for _ in range(30):  # of 64 KiB each: past the limit, not past what is dropped
+            writer.write(b"10000\r\n" + b" " * 65536 + b"\r\n")
+            await writer.drain()
+        answer = await read_answer(reader)
+        assert (answer.status, answer.code) == (413, "body_too_large")
+        assert await closed(reader)
+
+
 async def test_trailers_are_no_headers():
     async with serving(api_keys=("secret",)) as server:
         head = request(body=b"", method="POST", headers={"content-type": "application/json", "transfer-encoding": "chunked"})
