@@ -223,7 +223,7 @@ def command(
     _one_of("--generation-config", generation_config, ("auto", "model", "vllm", "openai"))
     names = _names(served_model_name, model)
     set_up_logging(log_level, log_format, access=access_log)  # type: ignore[arg-type]  # checked above
-    del config  # read before the flags were
+    del config  # what it holds came here as flags
     settings = ServerConfig(
         host=host,
         port=port,

@@ -165,6 +165,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._close_now()
 
     def _close_now(self) -> None:
+        if self._close_timer is not None:
+            self._close_timer.cancel()
         self._raw.close()
         # Closing waits until the client has read everything, which it may never do.
         self._close_timer = self.loop.call_later(self._limits.write_stall_s, self._raw.abort)
@@ -180,7 +182,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Parse, and bound what is not a whole head yet."""
         if self._closing:
             self._body_bytes += len(data)  # more than a body's worth of it is not worth a second
-            if self._body_bytes > self._server.limits.body_bytes:
+            if self._body_bytes > self._server.limits.body_bytes and not self._raw.is_closing():
                 self._close_now()
             return
         self._unset_keepalive_if_required()

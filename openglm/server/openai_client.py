@@ -6,6 +6,7 @@ relies on nothing that only our server sends; draft and cache counters stay zero
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -78,8 +79,9 @@ class OpenAIClient:
                     refusal = await response.aread()
                     if response.status_code in (400, 422) and self._takes_template_kwargs and b"chat_template_kwargs" in refusal:
                         self._takes_template_kwargs = False  # not everybody's server: ask again in OpenAI's own words
-                        async for step in self.answer(conversation, sampling):
-                            yield step
+                        async with contextlib.aclosing(self.answer(conversation, sampling)) as steps:
+                            async for step in steps:
+                                yield step
                         return
                     raise _refused(response.status_code, refusal)
                 async for line in response.aiter_lines():

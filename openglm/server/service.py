@@ -111,30 +111,31 @@ class Service:
 
     async def run(self, turn: PreparedTurn) -> AsyncGenerator[TurnStep]:
         """Generate; measure, trace and log how it went. Raises `QueueFullError` when too many tokens wait already."""
-        context = current_request()
-        record, span = self.metrics.begin(turn), self.tracing.begin(turn, model=self.model.name, context=context)
-        end: TurnEnd | None = None
-        error: Exception | None = None
-        try:
-            with self.traffic.holding(len(turn.prompt_ids)):
+        # Of several answers to one prompt the first stands for all.
+        with self.traffic.holding(len(turn.prompt_ids) if turn.follows is None else 0):
+            context = current_request()
+            record, span = self.metrics.begin(turn), self.tracing.begin(turn, model=self.model.name, context=context)
+            end: TurnEnd | None = None
+            error: Exception | None = None
+            try:
                 async with contextlib.aclosing(run(turn, self.engine, self.model.tokenizer, observe=record.observe)) as steps:
                     async for step in steps:
                         end = step.end
                         yield step
-        except Exception as failure:
-            error = failure
-            raise
-        finally:
-            reason = record.end(end, failed=error is not None)
-            span.end(record, end, error)
-            if logger.isEnabledFor(logging.INFO):
-                detail = {
-                    "request": turn.id,
-                    "request_id": context.id,
-                    "seconds": round(record.seconds, 3),
-                    "prompt_tokens": len(turn.prompt_ids),
-                    "completion_tokens": record.num_tokens,
-                }
-                if (output := record.last_output) is not None:
-                    detail |= {"cached_tokens": output.num_cached_tokens, "cache": output.cache_outcome or "unknown"}
-                logger.info("turn ended: %s", end.finish_reason if end else reason, extra=detail)
+            except Exception as failure:
+                error = failure
+                raise
+            finally:
+                reason = record.end(end, failed=error is not None)
+                span.end(record, end, error)
+                if logger.isEnabledFor(logging.INFO):
+                    detail = {
+                        "request": turn.id,
+                        "request_id": context.id,
+                        "seconds": round(record.seconds, 3),
+                        "prompt_tokens": len(turn.prompt_ids),
+                        "completion_tokens": record.num_tokens,
+                    }
+                    if (output := record.last_output) is not None:
+                        detail |= {"cached_tokens": output.num_cached_tokens, "cache": output.cache_outcome or "unknown"}
+                    logger.info("turn ended: %s", end.finish_reason if end else reason, extra=detail)

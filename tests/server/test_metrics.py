@@ -175,7 +175,9 @@ async def test_prompts_that_wait_are_bounded_in_tokens():
             response = await client.post("/v1/chat/completions", json=BODY)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "queue_full")
             assert int(response.headers["retry-after"]) >= 1
-            assert (await scrape(client))("openglm:requests_shed_total") == 1
+            scraped = await scrape(client)
+            assert scraped("openglm:requests_shed_total") == 1
+            assert scraped("vllm:e2e_request_latency_seconds_count") == 0  # it was no turn
     async with client_of(service) as client:  # one alone fits whatever its length
         long = {"messages": [{"role": "user", "content": "x" * 300}]}
         assert (await client.post("/v1/chat/completions", json=long)).status_code == 200
