@@ -40,7 +40,7 @@ async def aborts(target: Target, *, count: int = 10_000, seed: int = 2, concurre
                 await asyncio.sleep(choose.random() * 0.05)
                 return "before an answer"
             try:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(4):
                     head = await read_head(reader)
                     if head.status == 200 and body["stream"]:
                         stream = events(reader, head)

@@ -88,7 +88,8 @@ SMALL = ("malformed", "control-tokens", "slow-clients", "aborts", "streams", "sl
 @pytest.mark.parametrize("name", SMALL)
 async def test_a_small_count(server, name):
     pid = str(server.process.pid)
-    await passes(server, name, "--scale", "0.02", "--server-pid", pid, "--health-limit-ms", "2000")
+    scale = "0.006" if name == "aborts" else "0.02"  # a stream that is left in its middle has to get there first
+    await passes(server, name, "--scale", scale, "--server-pid", pid, "--health-limit-ms", "2000")
 
 
 @pytest.mark.reliability
