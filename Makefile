@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 MODEL ?=
 
-.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page check format nano lock clean
+.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability check format nano lock clean
 
 setup: $(READY)  ## virtual environment with the locked versions
 
@@ -28,11 +28,14 @@ chat: $(READY)  ## chat in the terminal with the embedded model, or MODEL=direct
 test: $(READY)  ## the fast tests
 	$(BIN)/pytest
 
-test-slow: $(READY)  ## every test but the exactness matrix and the browser, also those that need minutes
-	$(BIN)/pytest -m "not exactness and not page"
+test-slow: $(READY)  ## every test but the exactness matrix, the browser and the black-box scenarios, also those that need minutes
+	$(BIN)/pytest -m "not exactness and not page and not reliability"
 
 test-exactness: $(READY)  ## the engine's bitwise matrix; ARGS="--last-failed" or ARGS="-k preempted-bfloat16" runs a part
 	$(BIN)/pytest -m exactness tests/engine/test_exactness_matrix.py $(ARGS)
+
+test-reliability: $(READY)  ## the black-box scenarios in full; against another server: python -m tests.reliability --url URL
+	$(BIN)/pytest -m reliability tests/reliability
 
 test-openai-2: $(READY)  ## the client tests with version 2 of the openai package (the lock holds version 3)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/openai-2 'openai==2.*' distro jiter sniffio tqdm

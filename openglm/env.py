@@ -27,6 +27,19 @@ def flag_values(flags: Iterable[str], environ: Mapping[str, str] | None = None) 
     return {flag: text for flag, text in found.items() if text}
 
 
+def secret(name: str, environ: Mapping[str, str] | None = None) -> str:
+    """The value of a variable that the user named, such as a key. Raises `ConfigError` when it is unset or empty."""
+    value = (os.environ if environ is None else environ).get(name, "")
+    if not value.strip():
+        raise ConfigError(f"the environment variable {name:.60} is not set; it should hold a key")
+    return value.strip()
+
+
+def inherited() -> dict[str, str]:
+    """The whole environment, for a program that is started."""
+    return dict(os.environ)
+
+
 def num_threads(environ: Mapping[str, str] | None = None) -> int | None:
     """`OMP_NUM_THREADS`, the conventional bound on compute threads, or None when it is unset."""
     text = (os.environ if environ is None else environ).get("OMP_NUM_THREADS", "").strip()

@@ -22,11 +22,11 @@ _CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x80-\x9f]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
-def set_up_logging(level: str = "info", form: LogFormat = "text", stream: TextIO | None = None) -> None:
+def set_up_logging(level: str = "info", form: LogFormat = "text", stream: TextIO | None = None, *, access: bool = True) -> None:
     """Send the records of `openglm` (and warnings of the HTTP server) to `stream`, standard error by default.
 
-    Calling it again replaces the previous set-up. Fields passed as `extra={...}` become keys of a JSON line and
-    `key=value` at the end of a text line.
+    `access` False leaves out the line that the server writes per request at level info. Calling it again replaces the
+    previous set-up. Fields passed as `extra={...}` become keys of a JSON line and `key=value` at the end of a text line.
     """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
@@ -35,6 +35,7 @@ def set_up_logging(level: str = "info", form: LogFormat = "text", stream: TextIO
         logger.handlers[:] = [handler]
         logger.setLevel(threshold)
         logger.propagate = False
+    logging.getLogger(ROOT + ".access").setLevel(logging.NOTSET if access else logging.WARNING)
 
 
 def _extras(record: logging.LogRecord) -> dict[str, object]:

@@ -17,6 +17,7 @@ def command(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Model directory. Default: the embedded glm-nano.")] = None,
     url: Annotated[str | None, typer.Option(help="Base URL of a running server, such as http://127.0.0.1:8000/v1.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key for that server.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable that holds the key.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Think before answering.")] = True,
     tools: Annotated[bool, typer.Option("--tools/--no-tools", help="Offer two demo tools that run here: calculator and clock.")] = True,
@@ -63,6 +64,8 @@ def command(
         num_speculative_tokens=num_speculative_tokens,
         threads=threads,
     )
+    if api_key_env is not None:
+        api_key = env.secret(api_key_env)
     source = answer_source(url, api_key=api_key, engine=engine)
     wishes = SamplingWishes(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     console = Console(highlight=False, no_color=env.no_color() or None)

@@ -12,7 +12,8 @@ Three things can happen to a foreign flag:
 
 and the ways to say how many tokens the MTP layer drafts, spread over up to four flags, are gathered into one number.
 
-Every flag of a command can also be set by an environment variable (`openglm.env`), which a flag on the line overrides.
+A setting comes from the command line, else from an environment variable (`openglm.env`), else from the file that `--config` names
+(`openglm.cli.config_file`); all three are read with the same table.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import typer
 from typer.core import TyperCommand
 
 from openglm import env
+from openglm.cli.config_file import read_config_file
 from openglm.errors import ConfigError
 
 POSITIONAL: Final = "MODEL"
@@ -75,7 +77,9 @@ _ONE_POLICY: Final = "requests run by priority, then first come, first served; l
 _BY_PRIORITY: Final = "no effect: a request's `priority` is always honoured, lower values run first, equal ones first come, first served"
 _KERNELS: Final = "no effect: kernels follow from the device"
 _NO_LORA: Final = "adapters are not served yet; merge the adapter into a checkpoint and serve that"
-_NO_TLS: Final = "TLS is not served yet; put a TLS proxy in front"
+_ONE_FORMAT: Final = "GLM has one format; leave the flag out"
+_NO_SLEEP: Final = "weights cannot be put to sleep; stop the server instead"
+_DIRECTORY: Final = "models are read from a directory; download the model and give its directory"
 _GLM_PARSERS: Final = ("glm45", "glm46", "glm47", "glm4_moe", "glm4", "glm", "auto")
 
 ALIASES: Final[Mapping[str, Meaning]] = {
@@ -88,8 +92,10 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--tokenizer": Refuse("the tokenizer is read from the model directory; put tokenizer.json there"),
     "--tokenizer-path": Refuse("the tokenizer is read from the model directory; put tokenizer.json there"),
     "--tokenizer-mode": Accept(values=("auto",), otherwise="there is one tokenizer; leave the flag out"),
+    "-hf": Refuse(_DIRECTORY),
+    "--hf-repo": Refuse(_DIRECTORY),
     "--revision": Refuse("models are read from a directory; download the revision you want and give its directory"),
-    "--download-dir": Refuse("models are read from a directory; download the model and give its directory"),
+    "--download-dir": Refuse(_DIRECTORY),
     "--load-format": Accept(values=("auto", "safetensors"), otherwise="only safetensors checkpoints are served"),
     "--trust-remote-code": Accept("no effect: code from a checkpoint never runs"),
     "--chat-template-content-format": Accept(values=("auto", "string", "openai"), otherwise="use auto"),
@@ -97,11 +103,21 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--uvicorn-log-level": Rename("--log-level"),
     "--disable-log-requests": Accept("no effect: prompts are never logged"),
     "--disable-log-stats": Accept("no effect: there is no periodic log"),
-    "--ssl-keyfile": Refuse(_NO_TLS),
-    "--ssl-certfile": Refuse(_NO_TLS),
-    "--ssl-key-file": Refuse(_NO_TLS),
-    "--ssl-cert-file": Refuse(_NO_TLS),
-    "--config": Refuse("flag files are not read yet; use flags or GLM_* variables"),
+    "--log-level-http": Accept("no effect: there is one log; --log-level sets what it holds", values=None),
+    "--disable-uvicorn-access-log": Rename("--no-access-log", switch=True),
+    "--disable-access-log": Rename("--no-access-log", switch=True),
+    "--log-requests": Refuse("prompts and answers are never logged; leave the flag out", takes_value=False),
+    "--enable-log-requests": Refuse("prompts and answers are never logged; leave the flag out", takes_value=False),
+    "--ssl-key-file": Rename("--ssl-keyfile"),
+    "--ssl-cert-file": Rename("--ssl-certfile"),
+    "--allow-credentials": Refuse("pages of other origins send keys in a header, never cookies; leave the flag out", takes_value=False),
+    "--allowed-methods": Accept("no effect: the methods of the API are allowed to --allowed-origins", values=None),
+    "--allowed-headers": Accept("no effect: the headers of the API are allowed to --allowed-origins", values=None),
+    "--h11-max-incomplete-event-size": Rename("--limit-head-bytes"),
+    "--h11-max-header-count": Rename("--limit-head-lines"),
+    "--timeout-keep-alive": Rename("--limit-idle-s"),
+    "--limit-concurrency": Rename("--limit-connections"),
+    "--max-logprobs": Rename("--limit-top-logprobs"),
     # context, memory, batching
     "--context-length": Rename("--max-model-len"),
     "--ctx-size": Rename("--max-model-len"),
@@ -114,6 +130,11 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--enable-chunked-prefill": Accept("no effect: prefill is always chunked"),
     "--no-enable-chunked-prefill": Refuse("prefill is always chunked; --max-num-batched-tokens sets the size", takes_value=False),
     "--max-total-tokens": Rename("--kv-cache-tokens"),
+    "--batch-size": Rename("--max-num-batched-tokens"),
+    "-b": Rename("--max-num-batched-tokens"),
+    "--num-gpu-blocks-override": Refuse("say how many tokens the KV cache holds with --kv-cache-tokens, 64 a block"),
+    "--kv-cache-memory-bytes": Refuse("say how many tokens the KV cache holds with --kv-cache-tokens; the banner shows what they take"),
+    "--device-memory-utilization": Accept(_CACHE_SIZE, values=None),
     "--gpu-memory-utilization": Accept(_CACHE_SIZE, values=None),
     "--mem-fraction-static": Accept(_CACHE_SIZE, values=None),
     "--hicache-size": Rename("--kv-offloading-size"),
@@ -129,6 +150,11 @@ ALIASES: Final[Mapping[str, Meaning]] = {
         values=("0",), otherwise="weights cannot be split between memories in this build; run on the CPU with --device cpu"
     ),
     "--n-cpu-moe": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu"),
+    "--kt-num-gpu-experts": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu"),
+    "--cache-type-k": Refuse("keys and values share one type: --kv-cache-dtype"),
+    "--cache-type-v": Refuse("keys and values share one type: --kv-cache-dtype"),
+    "-ctk": Refuse("keys and values share one type: --kv-cache-dtype"),
+    "-ctv": Refuse("keys and values share one type: --kv-cache-dtype"),
     "--cpu-moe": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu", takes_value=False),
     # parallelism
     **dict.fromkeys(
@@ -143,6 +169,11 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--enable-expert-parallel": Accept("no effect on one device"),
     "--enable-dp-attention": Accept("no effect on one device"),
     "--dist-init-addr": Refuse(_ONE_DEVICE),
+    "--master-addr": Refuse(_ONE_DEVICE),
+    "--master-port": Refuse(_ONE_DEVICE),
+    "--enable-sleep-mode": Refuse(_NO_SLEEP, takes_value=False),
+    "--enable-memory-saver": Refuse(_NO_SLEEP, takes_value=False),
+    "--sleep-idle-seconds": Refuse(_NO_SLEEP),
     "--disaggregation-mode": Accept(values=("null",), otherwise="prefill/decode disaggregation is not here yet; leave the flag out"),
     "--kv-transfer-config": Refuse("prefill/decode disaggregation is not here yet; leave the flag out"),
     # kernels and execution
@@ -159,6 +190,7 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--moe-a2a-backend": Accept(_KERNELS, values=None),
     "--enable-deterministic-inference": Rename("--deterministic", switch=True),
     "--random-seed": Rename("--seed"),
+    "-s": Rename("--seed"),
     "-t": Rename("--threads"),
     "--stream-interval": Accept(values=("1",), otherwise="every step is streamed; leave the flag out"),
     "--scheduling-policy": Accept(_BY_PRIORITY, values=("fcfs", "priority"), otherwise=_ONE_POLICY),
@@ -168,14 +200,21 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     ),
     "--schedule-low-priority-values-first": Accept("no effect: lower values always run first"),
     # parsing, reports, adapters
-    "--tool-call-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise="GLM has one format; leave the flag out"),
-    "--reasoning-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise="GLM has one format; leave the flag out"),
+    "--tool-call-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise=_ONE_FORMAT),
+    "--reasoning-parser": Accept(_ALWAYS_PARSED, values=_GLM_PARSERS, otherwise=_ONE_FORMAT),
+    "--reasoning-format": Accept(
+        values=("auto", "deepseek"), otherwise="thinking is never part of the content; --reasoning-field says where it goes"
+    ),
     "--enable-auto-tool-choice": Accept(_ALWAYS_PARSED),
     "--jinja": Accept(_ALWAYS_PARSED),
     "--enable-prompt-tokens-details": Accept("no effect: usage always counts cached tokens"),
     "--enable-cache-report": Accept("no effect: usage always counts cached tokens"),
-    "--enable-metrics": Accept("no effect: this build serves no /metrics yet"),
+    "--enable-metrics": Accept("no effect: /metrics is always there"),
+    "--metrics": Accept("no effect: /metrics is always there"),
+    "--enable-trace": Accept("no effect of its own: traces go where --otlp-traces-endpoint says"),
     "--sampling-defaults": Rename("--generation-config"),
+    "--preferred-sampling-params": Rename("--override-generation-config"),
+    "--chat-template-kwargs": Rename("--default-chat-template-kwargs"),
     "--shutdown-grace-period": Rename("--shutdown-timeout"),
     "--enable-lora": Refuse(_NO_LORA, takes_value=False),
     "--lora-modules": Refuse(_NO_LORA),
@@ -209,21 +248,31 @@ _SEVERAL_WORDS: Final = ("--served-model-name",)  # vLLM: --served-model-name a 
 class Translation:
     """Our own command line, and what to tell the user about theirs."""
 
-    arguments: list[str] = field(default_factory=list)
+    parts: list[tuple[str, ...]] = field(default_factory=list)
+    """A flag with its value, or a word without a flag."""
     notes: list[str] = field(default_factory=list)
     flags: set[str] = field(default_factory=set)
     num_positionals: int = 0
     draft_steps: int | None = None
 
+    @property
+    def arguments(self) -> list[str]:
+        """All of it, as words."""
+        return [word for part in self.parts for word in part]
+
     def add(self, flag: str, *values: str) -> None:
         """One of our flags."""
         self.flags.add(flag)
-        self.arguments += [flag, *values]
+        self.parts.append((flag, *values))
 
     def add_positional(self, word: str) -> None:
         """A word without a flag."""
         self.num_positionals += 1
-        self.arguments.append(word)
+        self.parts.append((word,))
+
+    def value_of(self, flag: str) -> str | None:
+        """The last value that was given for a flag."""
+        return next((part[1] for part in reversed(self.parts) if part[0] == flag and len(part) > 1), None)
 
 
 def translate(words: Iterable[str], own: Mapping[str, bool]) -> Translation:
@@ -233,7 +282,7 @@ def translate(words: Iterable[str], own: Mapping[str, bool]) -> Translation:
     while rest:
         word = rest.pop(0)
         if word == "--":
-            result.arguments += [word, *rest]
+            result.parts.append((word, *rest))
             break
         if not word.startswith("-") or word == "-":
             result.add_positional(word)
@@ -366,41 +415,63 @@ def _unknown(flag: str, own: Mapping[str, bool]) -> ConfigError:
 
 
 class TranslatedCommand(TyperCommand):
-    """A command that takes foreign flags and environment variables as well as its own flags."""
+    """A command that takes foreign flags, environment variables and a file of flags as well as its own flags."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Translate, then let typer parse."""
+        """Translate, add what the line leaves to the environment and to the file, then let typer parse."""
         own = {name: not option.is_flag for option in self._options() for name in (*option.opts, *option.secondary_opts)}
-        translation = translate(args, {**own, "--help": False, "-h": False})
-        self._add_environment(translation)
-        for note in translation.notes:
+        line = translate(args, {**own, "--help": False, "-h": False})
+        arguments, notes = line.arguments, line.notes
+        if not line.flags & {"--help", "-h"}:
+            environment = self._environment()
+            path = line.value_of("--config") or environment.value_of("--config")
+            file = translate(read_config_file(path, own), own) if path is not None else Translation()
+            arguments = self._layered(line, environment, file)
+            notes = [*notes, *(f"{path}: {note}" for note in file.notes)]
+        for note in notes:
             typer.echo(f"glm: {note}", err=True)
-        return super().parse_args(ctx, translation.arguments)
+        return super().parse_args(ctx, arguments)
 
     def _options(self) -> list[Any]:
         return [param for param in self.params if param.param_type_name == "option"]
 
-    def _add_environment(self, translation: Translation) -> None:
-        if translation.flags & {"--help", "-h"}:
-            return
-        defaults: list[str] = []
+    def _layered(self, *layers: Translation) -> list[str]:
+        """The words of the first layer, and of each later one what no earlier layer says."""
+        option_of = {name: option.name for option in self._options() for name in (*option.opts, *option.secondary_opts)}
+        takes_model = any(param.param_type_name == "argument" and param.name == "model" for param in self.params)
+        first, *others = layers
+        arguments = first.arguments
+        said = {option_of.get(flag) for flag in first.flags}
+        has_model = bool(first.num_positionals)
+        for layer in others:
+            for part in reversed(layer.parts):
+                if part[0] in option_of:
+                    if option_of[part[0]] not in said:
+                        arguments[:0] = part
+                elif takes_model and not has_model:
+                    arguments[:0] = part
+            said |= {option_of.get(flag) for flag in layer.flags}
+            has_model = has_model or bool(layer.num_positionals)
+        return arguments
+
+    def _environment(self) -> Translation:
+        """What the variables say."""
+        said = Translation()
         for option in self._options():
             flag = option.opts[0]
-            if translation.flags & {*option.opts, *option.secondary_opts}:
-                continue
             text = env.flag_values([flag]).get(flag)
             if text is None:
                 continue
             if option.is_flag:
-                defaults += _switch(flag, option.secondary_opts, text)
+                for word in _switch(flag, option.secondary_opts, text):
+                    said.add(word)
             else:
                 for value in text.split(",") if option.multiple else [text]:
-                    defaults += [flag, value.strip()]
+                    said.add(flag, value.strip())
         model = env.flag_values(["--model"]).get("--model")
-        takes_model = any(param.param_type_name == "argument" and param.name == "model" for param in self.params)
-        translation.arguments[:0] = defaults
-        if takes_model and model and not translation.num_positionals:
-            translation.arguments.insert(0, model)
+        if model and "--model" not in said.flags:
+            said.add_positional(model)
+        return said
 
 
 def _switch(flag: str, opposites: list[str], text: str) -> list[str]:

@@ -30,6 +30,7 @@ def command(
     model: Annotated[str | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
     url: Annotated[str | None, typer.Option(help="Ask a running server instead, such as http://127.0.0.1:8000/v1.")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key for that server.")] = None,
+    api_key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable that holds the key.")] = None,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Think before answering.")] = True,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, thinking included.")] = None,
@@ -75,6 +76,8 @@ def command(
         max_num_seqs=1,
         threads=threads,
     )
+    if api_key_env is not None:
+        api_key = env.secret(api_key_env)
     source = answer_source(url, api_key=api_key, engine=engine)
     wishes = SamplingWishes(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     console = Console(highlight=False, no_color=env.no_color() or None, quiet=as_json)

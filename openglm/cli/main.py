@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 VERBS = {
     "serve": "Serve a model over the OpenAI API (the embedded glm-nano if none is named).",
     "chat": "Chat in the terminal, with a local model or any OpenAI-compatible server.",
+    "launch": "Start a coding agent (claude, opencode, codex, cline) against a running server.",
     "generate": "Answer one prompt and exit.",
     "render": "Print the exact prompt that a conversation becomes.",
     "parse": "Turn generated text into an assistant message (JSON).",

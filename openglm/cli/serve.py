@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from openglm.cli.flags import TranslatedCommand
+from openglm.cli.limit_flags import with_limit_flags
+from openglm.config.server import ConnectionLimits, RequestLimits, ServerConfig, read_key_file
 from openglm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,17 +18,19 @@ if TYPE_CHECKING:
 
 COMMAND_CLASS = TranslatedCommand
 
-_MODEL, _ADDRESS, _MEMORY, _SPEED, _ANSWERS, _LOG = (
+_MODEL, _ADDRESS, _ACCESS, _MEMORY, _SPEED, _ANSWERS, _LOG = (
     "Model",
-    "Address and access",
+    "Address",
+    "Who may use it",
     "Context, memory and batching",
     "Speed and exactness",
     "Answers",
-    "Process",
+    "Process and observation",
 )
 EMBEDDED_NAME = "glm-nano"
 
 
+@with_limit_flags
 def command(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="Model directory. Default: the embedded glm-nano.")] = None,
     served_model_name: Annotated[
@@ -41,10 +45,50 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every interface.", rich_help_panel=_ADDRESS)] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 picks a free one.", rich_help_panel=_ADDRESS)] = 8000,
+    ssl_certfile: Annotated[
+        str | None, typer.Option(metavar="PEM", help="Certificate chain; serves HTTPS.", rich_help_panel=_ADDRESS)
+    ] = None,
+    ssl_keyfile: Annotated[str | None, typer.Option(metavar="PEM", help="Its private key.", rich_help_panel=_ADDRESS)] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Name that clients may call this server by; on loopback only local names and addresses are.", rich_help_panel=_ADDRESS
+        ),
+    ] = None,
+    allowed_origins: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Origin whose web pages may call (CORS); a JSON list works too.", rich_help_panel=_ADDRESS),
+    ] = None,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="Key that clients must send; may be given several times.", rich_help_panel=_ADDRESS),
+        typer.Option(help="Key that clients must send; may be given several times.", rich_help_panel=_ACCESS),
     ] = None,
+    api_key_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="More such keys, one a line; # begins a comment.", rich_help_panel=_ACCESS)
+    ] = None,
+    admin_api_key: Annotated[
+        list[str] | None, typer.Option(help="Key of the control routes (/drain ...), which need one to exist.", rich_help_panel=_ACCESS)
+    ] = None,
+    admin_socket: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Unix socket with the control routes, for its owner.", rich_help_panel=_ACCESS)
+    ] = None,
+    public_metrics: Annotated[
+        bool | None,
+        typer.Option(
+            "--public-metrics/--no-public-metrics",
+            help="Whether /metrics needs no key.",
+            rich_help_panel=_ACCESS,
+            show_default="only on loopback",
+        ),
+    ] = None,
+    share_prefix_cache: Annotated[
+        bool,
+        typer.Option(
+            "--share-prefix-cache/--no-share-prefix-cache",
+            help="Let holders of different keys find each other's prefixes cached.",
+            rich_help_panel=_ACCESS,
+        ),
+    ] = False,
     max_model_len: Annotated[
         int | None, typer.Option(help="Longest prompt plus answer, in tokens.", rich_help_panel=_MEMORY, show_default="what fits")
     ] = None,
@@ -72,6 +116,10 @@ def command(
     max_queued_requests: Annotated[
         int, typer.Option(help="Requests that may wait; one more is answered 503.", rich_help_panel=_MEMORY)
     ] = 512,
+    max_queued_tokens: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens that may wait.", rich_help_panel=_MEMORY, show_default="four KV caches"),
+    ] = None,
     request_timeout: Annotated[
         float | None,
         typer.Option(
@@ -135,16 +183,36 @@ def command(
         str | None,
         typer.Option(metavar="JSON", help='{"enable_thinking": false} is --no-thinking.', rich_help_panel=_ANSWERS),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="YAML file with a flag a line (port: 8000); the line and GLM_* variables win over it.",
+            rich_help_panel=_LOG,
+        ),
+    ] = None,
+    ready_wait: Annotated[
+        float, typer.Option(help="Seconds that a request waits for a model that still loads.", rich_help_panel=_LOG)
+    ] = 30.0,
+    keep_alive: Annotated[float, typer.Option(help="Seconds after which a silent stream sends a comment.", rich_help_panel=_LOG)] = 10.0,
     shutdown_timeout: Annotated[
         float, typer.Option(help="Seconds that running answers get after SIGTERM or Ctrl-C.", rich_help_panel=_LOG)
     ] = 30.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.", rich_help_panel=_LOG)] = "warning",
     log_format: Annotated[str, typer.Option(help="text or json.", rich_help_panel=_LOG)] = "text",
+    access_log: Annotated[bool, typer.Option(help="A line per HTTP request, at level info.", rich_help_panel=_LOG)] = True,
+    otlp_traces_endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Send a span per answer there (OTLP/HTTP); needs the extra otel.", rich_help_panel=_LOG),
+    ] = None,
+    *,
+    limits: RequestLimits,
+    connection_limits: ConnectionLimits,
 ) -> None:
-    """Serve a model over the OpenAI API: POST /v1/chat/completions, GET /v1/models, /health and /ready.
+    """Serve a model over the OpenAI API: POST /v1/chat/completions, GET /v1/models, /health, /ready and /metrics.
 
-    Thinking and tool calls need no flags. Flags have vLLM's names; those of SGLang and llama.cpp are understood too, and every
-    flag can be set by a variable (--max-model-len is GLM_MAX_MODEL_LEN).
+    Thinking and tool calls need no flags. Flags have vLLM's names; those of SGLang and llama.cpp are understood too. Every
+    flag can be set by a variable (--max-model-len is GLM_MAX_MODEL_LEN) or in a file (--config).
 
     glm serve                                     the embedded glm-nano on http://127.0.0.1:8000/v1
 
@@ -153,7 +221,6 @@ def command(
     glm serve ./GLM-4.6 --max-model-len 65536 --num-speculative-tokens 3
     """
     from openglm.config.engine import EngineConfig, model_directory
-    from openglm.config.server import ServerConfig
     from openglm.log import set_up_logging
     from openglm.server.serve import run_server
     from openglm.server.served_model import load_served_model
@@ -163,15 +230,30 @@ def command(
     _one_of("--reasoning-field", reasoning_field, ("reasoning_content", "reasoning", "both"))
     _one_of("--generation-config", generation_config, ("auto", "model", "vllm", "openai"))
     names = _names(served_model_name, model)
-    set_up_logging(log_level, log_format)  # type: ignore[arg-type]  # checked above
-    config = ServerConfig(
+    set_up_logging(log_level, log_format, access=access_log)  # type: ignore[arg-type]  # checked above
+    del config  # what it holds came here as flags
+    settings = ServerConfig(
         host=host,
         port=port,
         served_model_names=names,
-        api_keys=tuple(api_key or ()),
+        api_keys=(*(api_key or ()), *(read_key_file(api_key_file) if api_key_file is not None else ())),
+        admin_api_keys=tuple(admin_api_key or ()),
+        admin_socket=admin_socket,
+        public_metrics=public_metrics,
+        share_prefix_cache=share_prefix_cache,
+        allowed_hosts=tuple(allowed_host or ()),
+        allowed_origins=_origins(allowed_origins or []),
+        ssl_certfile=ssl_certfile,
+        ssl_keyfile=ssl_keyfile,
+        otlp_traces_endpoint=otlp_traces_endpoint,
         max_queued_requests=max_queued_requests,
+        max_queued_tokens=max_queued_tokens,
+        ready_wait_s=ready_wait,
+        keep_alive_s=keep_alive,
         drain_timeout_s=shutdown_timeout,
         parse_special=parse_special,
+        limits=limits,
+        connection_limits=connection_limits,
         default_thinking=_thinking(default_chat_template_kwargs, thinking),
         reasoning_field=reasoning_field,  # type: ignore[arg-type]  # checked above
     )
@@ -203,7 +285,7 @@ def command(
         overrides=_json_object("--override-generation-config", override_generation_config),
         use_generation_config=generation_config in ("auto", "model"),
     )
-    code = run_server(config, engine, served, announce=typer.echo)
+    code = run_server(settings, engine, served, announce=typer.echo)
     raise typer.Exit(code)
 
 
@@ -214,6 +296,23 @@ def _names(given: list[str] | None, model: str | None) -> tuple[str, ...]:
     if model is None and swallowed is not None:
         raise ConfigError(f"--served-model-name took {swallowed!r} as one more name; write the model directory before the flags")
     return tuple(dict.fromkeys(given))
+
+
+def _origins(given: list[str]) -> tuple[str, ...]:
+    """`--allowed-origins` as it is, or as vLLM's JSON list."""
+    origins: list[str] = []
+    for text in given:
+        if not text.lstrip().startswith("["):
+            origins.append(text)
+            continue
+        try:
+            listed = json.loads(text)
+        except ValueError:
+            listed = None
+        if not isinstance(listed, list) or not all(isinstance(origin, str) for origin in listed):
+            raise ConfigError("--allowed-origins: a list must be JSON, of strings")
+        origins += listed
+    return tuple(origin for origin in dict.fromkeys(origins) if origin)
 
 
 def _style(name: str | None) -> TemplateStyle | None:

@@ -9,6 +9,7 @@ published, and the rest of the batch goes on. Only an exception of the batch as 
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import logging
 import math
@@ -37,7 +38,7 @@ from openglm.engine.sampler import Sampled, Sampler, SamplingRow
 from openglm.engine.scheduler import Scheduler, SchedulerLimits
 from openglm.engine.sequence import Sequence
 from openglm.engine.speculation import Proposer, Settled, longest_match
-from openglm.engine.stats import EngineStats, StepTimes
+from openglm.engine.stats import STEP_TOKEN_EDGES, EngineStats, StepTimes
 from openglm.engine.stop import Detokenizer, StopChecker
 from openglm.engine.thinking import ThinkingTokens
 from openglm.errors import RequestError
@@ -149,6 +150,7 @@ class EngineCore:
             seed=seed,
             deadline=math.inf if timeout_s is None else self._clock() + timeout_s,
         )
+        sequence.arrived_at = self._clock()
         self.constrainer.check(sequence)
         leader = self._live.get(request.follows) if request.follows is not None else None
         sequence.leader = leader[0] if leader is not None and self.config.enable_prefix_caching else None
@@ -191,6 +193,7 @@ class EngineCore:
                 self.constrainer.wait(COMPILE_WAIT_S)
             return ended
         batch = self.runner.prepare(plan)
+        self._note_starts(batch)
         clock.lap("prepare")
         hidden = self.runner.forward(batch)
         logits = self.runner.logits(self.runner.take(hidden, batch.logit_rows)) if batch.logit_rows else None
@@ -207,7 +210,9 @@ class EngineCore:
         self._measure(batch, num_drafts, clock.seconds)
         self._stats.num_steps += 1
         self._stats.num_scheduled_sequences += len(batch.spans)
-        self._stats.num_scheduled_tokens += batch.spans[-1].first_row + batch.spans[-1].num_rows
+        num_tokens = batch.spans[-1].first_row + batch.spans[-1].num_rows
+        self._stats.num_scheduled_tokens += num_tokens
+        self._stats.steps_by_tokens[bisect.bisect_left(STEP_TOKEN_EDGES, num_tokens)] += 1
         if not self.scheduler.pool.balanced or self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
             self.check_pages()
         clock.lap("output")
@@ -237,6 +242,7 @@ class EngineCore:
             drafted_by_position=list(self._stats.drafted_by_position),
             accepted_by_position=list(self._stats.accepted_by_position),
             drafts_by_depth=list(self._stats.drafts_by_depth),
+            steps_by_tokens=list(self._stats.steps_by_tokens),
             num_constrained_tokens=self.constrainer.num_checked,
             num_redrawn_tokens=self.constrainer.num_redrawn,
             constrain_s=self.constrainer.seconds,
@@ -268,6 +274,12 @@ class EngineCore:
             self._stats.kv_accounting_errors += 1
             logger.error("KV page accounting is wrong (%s); starting over with an empty pool, running requests are recomputed", problem)
             self.scheduler.rebuild()
+
+    def _note_starts(self, batch: Batch) -> None:
+        now = self._clock()
+        for span in batch.spans:
+            if not span.sequence.started_at:
+                span.sequence.started_at = now
 
     def _choose(self, batch: Batch, logits: Tensor) -> list[Verdict]:
         """Sample every row in one go, then judge each sequence for itself; an error is that of one sequence."""
@@ -415,6 +427,7 @@ class EngineCore:
             prompt_logprobs=prompt_logprobs,
             cache_outcome=sequence.cache_outcome,
             stop_logprobs=verdict.kept[-1].logprobs if verdict.hide_last else None,
+            queue_s=None if verdict.finish_reason is None else sequence.started_at - sequence.arrived_at,
         )
 
     def _timeout_s(self, request: GenerationRequest) -> float | None:

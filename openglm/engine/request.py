@@ -246,6 +246,8 @@ class EngineOutput(msgspec.Struct, omit_defaults=True):
     """Why no more prompt tokens than these were cached (`openglm.engine.cache_history`); None when it never started to run."""
     stop_logprobs: TokenLogprobs | None = None
     """Of the stop id that ended the request, when it asked for log probabilities; `logprobs` has no entry for it."""
+    queue_s: float | None = None
+    """Seconds from its arrival to its first step; in the last output of a request that ran."""
 
 
 def validate_request(request: GenerationRequest, *, num_tokens: int, max_model_len: int) -> None:

@@ -18,9 +18,9 @@ class Sequence:
     """Mutable state of one request; the scheduler and the engine core are its only writers."""
 
     __slots__ = (
-        "adapter", "admission", "arrival", "awaits_grammar", "cache_outcome", "computed", "deadline", "drafts", "ended", "epoch", "healthy",
-        "id", "keys", "leader", "max_total", "num_accepted", "num_cached", "num_drafted", "num_preempted", "num_prompt", "num_published",
-        "pages", "params", "rank", "row", "scheduling", "scores_prompt", "seed", "tokens",
+        "adapter", "admission", "arrival", "arrived_at", "awaits_grammar", "cache_outcome", "computed", "deadline", "drafts", "ended",
+        "epoch", "healthy", "id", "keys", "leader", "max_total", "num_accepted", "num_cached", "num_drafted", "num_preempted", "num_prompt",
+        "num_published", "pages", "params", "rank", "row", "scheduling", "scores_prompt", "seed", "started_at", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -37,6 +37,7 @@ class Sequence:
         self.arrival = arrival
         self.rank = (self.scheduling.priority, arrival)  # who goes first; the later one gives way
         self.deadline = deadline
+        self.arrived_at = self.started_at = 0.0  # by the engine's clock; it starts with its first step
         self.adapter = adapter  # whose weights compute its KV; "" is the model's own
         self.leader: Sequence | None = None  # the sequence whose prompt's pages this one waits for
         self.awaits_grammar = False  # its constraint is being compiled

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 
@@ -16,6 +18,10 @@ class StepTimes(msgspec.Struct):
     output: float = 0.0
 
 
+STEP_TOKEN_EDGES: Final = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+"""Upper edges of `EngineStats.steps_by_tokens`, those of vLLM's `iteration_tokens_total`."""
+
+
 class EngineStats(msgspec.Struct):
     """Totals since the engine started, and the present state of queue and pages."""
 
@@ -23,6 +29,8 @@ class EngineStats(msgspec.Struct):
     num_scheduled_sequences: int = 0
     """Sequences over all steps, and their tokens (prompt chunks, decode tokens and drafts): divided by the steps, the mean batch."""
     num_scheduled_tokens: int = 0
+    steps_by_tokens: list[int] = msgspec.field(default_factory=lambda: [0] * (len(STEP_TOKEN_EDGES) + 1))
+    """Steps by their number of tokens; the last entry is those beyond every edge."""
     num_prefill_tokens: int = 0
     """Prompt tokens processed (cached ones are not)."""
     num_generated_tokens: int = 0

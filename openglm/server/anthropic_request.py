@@ -17,6 +17,7 @@ import msgspec
 
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.errors import RequestError
+from openglm.server.forbidden_fields import decode_body
 from openglm.server.openai_constraint import Form, FormFields, read_constraint, schema_form
 from openglm.server.sampling_fields import (
     Int,
@@ -29,7 +30,7 @@ from openglm.server.sampling_fields import (
     read_scheduling,
     read_stop,
 )
-from openglm.server.strict_json import convert, decode_json, unknown_fields
+from openglm.server.strict_json import convert, unknown_fields
 from openglm.server.turn import TurnRequest
 from openglm.text.anthropic_messages import conversation_from_anthropic, tools_from_anthropic
 from openglm.text.messages import Conversation
@@ -89,7 +90,7 @@ class MessagesRequest:
 
 def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults) -> MessagesRequest:
     """Decode and check a body. Raises `RequestError` naming the field."""
-    value = decode_json(body, max_depth=limits.json_depth)
+    value = decode_body(body, limits)
     wanted = convert(value, MessagesBody)
     if wanted.max_tokens is None:
         raise RequestError("max_tokens is missing", param="max_tokens", code="missing_field")
@@ -121,7 +122,7 @@ def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: Sampl
 
 def read_count_request(body: bytes, *, limits: RequestLimits) -> tuple[str | None, Conversation]:
     """The model and the conversation of a body whose tokens are to be counted."""
-    wanted = convert(decode_json(body, max_depth=limits.json_depth), MessagesBody)
+    wanted = convert(decode_body(body, limits), MessagesBody)
     return wanted.model, _conversation(wanted, limits)[0]
 
 

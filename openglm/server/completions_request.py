@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.errors import RequestError
+from openglm.server.forbidden_fields import decode_body
 from openglm.server.openai_constraint import FormFields, read_plain_constraint
 from openglm.server.openai_request import StreamOptions
 from openglm.server.sampling_fields import (
@@ -25,7 +26,7 @@ from openglm.server.sampling_fields import (
     read_scheduling,
     read_stop,
 )
-from openglm.server.strict_json import convert, decode_json, unknown_fields
+from openglm.server.strict_json import convert, unknown_fields
 from openglm.server.turn import RawPrompt, TurnRequest
 
 _DEFAULT_MAX_TOKENS: Final = 16
@@ -68,7 +69,7 @@ def read_completion_request(
     body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, parse_special: bool = False
 ) -> CompletionRequest:
     """Decode and check a body. `parse_special` is the server's default. Raises `RequestError` naming the field."""
-    value = decode_json(body, max_depth=limits.json_depth)
+    value = decode_body(body, limits)
     wanted = convert(value, CompletionBody)
     if wanted.suffix:
         raise RequestError("suffix is not supported: this model cannot fill in the middle", param="suffix", code="unsupported_parameter")

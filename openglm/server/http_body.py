@@ -20,6 +20,9 @@ async def read_json_body(request: Request, limits: RequestLimits) -> bytes:
     media_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if media_type != "application/json":
         raise Refused(Refusal(415, "send the header Content-Type: application/json", "unsupported_media_type"))
+    # What a compressed body unfolds to is known only when it is too late.
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise Refused(Refusal(415, "send the body as it is, without Content-Encoding", "unsupported_encoding"))
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
         raise _too_large(limits)

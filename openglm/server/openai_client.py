@@ -6,6 +6,7 @@ relies on nothing that only our server sends; draft and cache counters stay zero
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class OpenAIClient:
     def __init__(self, base_url: str, *, api_key: str | None = None, model: str | None = None) -> None:
         self._base_url = base_url.rstrip("/")
         self._model = model
+        self._takes_template_kwargs = True  # until the server says otherwise
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         # An answer may take long to begin (a long prompt) but then keeps coming.
         self._http = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(600.0, connect=10.0))
@@ -74,7 +76,14 @@ class OpenAIClient:
         try:
             async with self._http.stream("POST", f"{self._base_url}/chat/completions", json=body) as response:
                 if response.status_code != 200:
-                    raise _refused(response.status_code, await response.aread())
+                    refusal = await response.aread()
+                    if response.status_code in (400, 422) and self._takes_template_kwargs and b"chat_template_kwargs" in refusal:
+                        self._takes_template_kwargs = False  # not everybody's server: ask again in OpenAI's own words
+                        async with contextlib.aclosing(self.answer(conversation, sampling)) as steps:
+                            async for step in steps:
+                                yield step
+                        return
+                    raise _refused(response.status_code, refusal)
                 async for line in response.aiter_lines():
                     if not line.startswith("data:"):
                         continue  # comments and blank lines between events
@@ -97,8 +106,9 @@ class OpenAIClient:
             "messages": [message_to_openai(message) for message in conversation.messages],
             "stream": True,
             "stream_options": {"include_usage": True},
-            "chat_template_kwargs": {"enable_thinking": conversation.thinking},
         }
+        if self._takes_template_kwargs:
+            body["chat_template_kwargs"] = {"enable_thinking": conversation.thinking}
         if conversation.tools:
             body["tools"] = [tool.definition for tool in conversation.tools]
         wishes = {name: value for name, value in vars(sampling).items() if value is not None}

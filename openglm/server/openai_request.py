@@ -23,6 +23,7 @@ from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.engine.constraint import Constraint
 from openglm.engine.request import SamplingParams
 from openglm.errors import RequestError
+from openglm.server.forbidden_fields import decode_body
 from openglm.server.openai_constraint import FormFields, hides_tools, read_constraint
 from openglm.server.sampling_fields import (
     Int,
@@ -36,7 +37,7 @@ from openglm.server.sampling_fields import (
     read_scheduling,
     read_stop,
 )
-from openglm.server.strict_json import convert, decode_json, unknown_fields
+from openglm.server.strict_json import convert, unknown_fields
 from openglm.server.turn import TurnRequest
 from openglm.text.messages import Conversation
 from openglm.text.openai_messages import conversation_from_openai
@@ -98,7 +99,7 @@ class ChatRequest:
 
 def read_chat_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:
     """Decode and check a body. `thinking` is the server's default. Raises `RequestError` naming the field."""
-    return chat_request(decode_json(body, max_depth=limits.json_depth), limits=limits, defaults=defaults, thinking=thinking)
+    return chat_request(decode_body(body, limits), limits=limits, defaults=defaults, thinking=thinking)
 
 
 def chat_request(value: Any, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool) -> ChatRequest:

@@ -1,14 +1,13 @@
 """Routes for whoever runs the server, and for routers and load tools: version, state, load, and the few things that can be done.
 
 What is told is an allow-list: names, sizes and counters, never keys, paths or anything that a client sent (but the names of fields
-that were ignored). `ADMIN_PATHS` are the routes that touch or tell about other people's requests.
+that were ignored). What touches other people's requests is a control route (see `app.build_app`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from typing import Final
 
 import msgspec
 from starlette.requests import Request
@@ -26,10 +25,6 @@ from openglm.server.refusal import Refusal, Refused
 from openglm.server.service import Service
 from openglm.server.strict_json import convert, decode_json
 from openglm.server.turn import RawPrompt, TurnRequest
-
-ADMIN_PATHS: Final = frozenset(
-    {"/server_info", "/get_server_info", "/flush_cache", "/reset_prefix_cache", "/abort_request", "/abort_requests"}
-)
 
 
 class AbortBody(msgspec.Struct):
@@ -49,6 +44,13 @@ def routes(service: Service) -> list[Route]:
         *(Route(path, own.server_info, methods=["GET"]) for path in ("/server_info", "/get_server_info")),
         *(Route(path, own.loads, methods=["GET"]) for path in ("/v1/loads", "/loads")),
         Route("/health_generate", own.health_generate, methods=["GET"]),
+    ]
+
+
+def control_routes(service: Service) -> list[Route]:
+    """Those that change something for everybody."""
+    own = _Operations(service)
+    return [
         *(Route(path, own.flush_cache, methods=["GET", "POST"]) for path in ("/flush_cache", "/reset_prefix_cache")),
         *(Route(path, own.abort, methods=["POST"]) for path in ("/abort_request", "/abort_requests")),
     ]

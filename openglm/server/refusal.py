@@ -22,6 +22,7 @@ from openglm.errors import (
     QueueFullError,
     RequestError,
 )
+from openglm.server.request_context import current_request
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ _TYPES: Final = {
     408: "timeout_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
+    421: "invalid_request_error",
     429: "rate_limit_error",
+    431: "invalid_request_error",
     500: "server_error",
     503: "service_unavailable_error",
     504: "timeout_error",
@@ -101,5 +104,5 @@ def refusal_of(error: BaseException) -> Refusal:
             return Refusal(500, f"the engine could not finish this request: {error}", "engine_error")
         case _:
             incident = secrets.token_hex(6)
-            logger.error("internal error %s", incident, exc_info=error)
+            logger.error("internal error %s", incident, exc_info=error, extra={"request_id": current_request().id})
             return Refusal(500, f"internal error; the server's log has the details under {incident}", "internal_error")

@@ -14,6 +14,7 @@ import msgspec
 
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.errors import RequestError
+from openglm.server.forbidden_fields import decode_body
 from openglm.server.openai_constraint import Form, FormFields, read_constraint, schema_form
 from openglm.server.sampling_fields import (
     Int,
@@ -26,7 +27,7 @@ from openglm.server.sampling_fields import (
     read_scheduling,
     read_stop,
 )
-from openglm.server.strict_json import convert, decode_json, unknown_fields
+from openglm.server.strict_json import convert, unknown_fields
 from openglm.server.turn import TurnRequest
 from openglm.text.messages import Conversation, Message
 from openglm.text.responses_items import OfferedTools, messages_from_items, tools_from_responses
@@ -104,7 +105,7 @@ def read_responses_request(
     body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, thinking: bool, memory: Memory
 ) -> ResponsesRequest:
     """Decode and check a body. `thinking` is the server's default. Raises `RequestError` naming the field."""
-    value = decode_json(body, max_depth=limits.json_depth)
+    value = decode_body(body, limits)
     wanted = convert(value, ResponsesBody)
     _refuse_unsupported(wanted)
     check_count("input", wanted.input, limits.messages)

@@ -14,23 +14,20 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-import uvicorn
-
-from openglm.config.engine import EngineConfig
+from openglm.config.engine import PAGE_SIZE, EngineConfig
 from openglm.config.server import ServerConfig
 from openglm.engine.client import AsyncEngineClient
-from openglm.errors import ConfigError
 from openglm.server.app import build_app
 from openglm.server.banner import banner
+from openglm.server.http_server import FAREWELL_S, admin_listener, http_server, listen, raise_file_limit
 from openglm.server.served_model import ServedModel
 from openglm.server.service import Service
 
 logger = logging.getLogger(__name__)
 
-_FAREWELL_S: Final = 5.0  # for streams to take their last event once their requests have been ended
 _DEAD_CHECK_S: Final = 0.5
 
 
@@ -47,9 +44,13 @@ def run_server(
     """
     import uvloop
 
-    listener = _listen(config)
-    with contextlib.closing(listener), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Process(config, engine, model, announce).live(listener))
+    raise_file_limit(config)
+    with (
+        contextlib.closing(listen(config)) as listener,
+        admin_listener(config) as admin,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(_Process(config, engine, model, announce).live(listener, admin))
 
 
 class _Process:
@@ -63,14 +64,14 @@ class _Process:
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
 
-    async def live(self, listener: socket.socket) -> int:
-        """From the open port to the exit code."""
+    async def live(self, listener: socket.socket, admin: list[socket.socket]) -> int:
+        """From the open port to the exit code. `admin` may hold the socket of the control routes."""
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
-        http = _HTTPServer(_http_settings(build_app(self._service)))
-        serving = asyncio.create_task(http.serve(sockets=[listener]))
+        http = http_server(build_app(self._service), self._config, self._service.census)
+        serving = asyncio.create_task(http.serve(sockets=[listener, *admin]))
         stopping = asyncio.create_task(self._stop.wait())
         try:
             starting = asyncio.create_task(self._start(listener.getsockname()[1], began))
@@ -84,8 +85,9 @@ class _Process:
                 starting.cancel()
             clean = await self._drain()
         finally:
-            self._service.begin_drain()
+            self._service.stop()
             await self._client.close()
+            self._service.tracing.close()
             http.should_exit = True
             stopping.cancel()
             await serving
@@ -95,7 +97,9 @@ class _Process:
         self._announce(f"loading {self._service.model.name} ...")
         info = await self._client.start()
         stats = await self._client.stats()
-        self._service.engine_loaded(max_model_len=info.max_model_len, max_num_seqs=info.max_num_seqs)
+        self._service.engine_loaded(
+            max_model_len=info.max_model_len, max_num_seqs=info.max_num_seqs, kv_tokens=stats.pages_total * PAGE_SIZE
+        )
         seconds = time.monotonic() - began
         self._announce(
             banner(
@@ -118,7 +122,7 @@ class _Process:
             logger.error("the engine is dead and stays so: %s", self._client.last_error)
             return False
         traffic = self._service.traffic
-        self._service.begin_drain()
+        self._service.stop()
         if traffic.num_in_flight:
             # A warning, because whoever pressed Ctrl-C would take the wait for a hang.
             logger.warning(
@@ -134,7 +138,7 @@ class _Process:
             return True
         logger.warning("%d requests are cut off", traffic.num_in_flight)
         await self._client.close()  # ends every request with an error output, which becomes the last event of its stream
-        await asyncio.wait((idle,), timeout=_FAREWELL_S)
+        await asyncio.wait((idle,), timeout=FAREWELL_S)
         idle.cancel()
         return False
 
@@ -142,41 +146,3 @@ class _Process:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
-
-
-class _HTTPServer(uvicorn.Server):
-    """uvicorn without its signal handlers: what a signal means is decided here, not there."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-
-def _http_settings(app: object) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(_FAREWELL_S),
-    )
-
-
-def _listen(config: ServerConfig) -> socket.socket:
-    """Bind before anything expensive happens, so that a taken port is told at once."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((config.host, config.port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"cannot listen on {config.host} port {config.port}: {reason}; choose another with --host or --port") from None
-    listener.setblocking(False)
-    return listener

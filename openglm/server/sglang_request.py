@@ -14,6 +14,7 @@ import msgspec
 from openglm.config.server import RequestLimits, SamplingDefaults
 from openglm.errors import RequestError
 from openglm.server.completions_request import check_prompt_count, read_prompts
+from openglm.server.forbidden_fields import decode_body
 from openglm.server.openai_constraint import FormFields, read_plain_constraint
 from openglm.server.sampling_fields import (
     Int,
@@ -25,7 +26,7 @@ from openglm.server.sampling_fields import (
     read_scheduling,
     read_stop,
 )
-from openglm.server.strict_json import convert, decode_json, unknown_fields
+from openglm.server.strict_json import convert, unknown_fields
 from openglm.server.turn import RawPrompt, TurnRequest
 
 _DEFAULT_MAX_TOKENS: Final = 128
@@ -83,7 +84,7 @@ def read_generate_request(
     body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults, parse_special: bool = False
 ) -> GenerateRequest:
     """Decode and check a body. `parse_special` is the server's default. Raises `RequestError` naming the field."""
-    value = decode_json(body, max_depth=limits.json_depth)
+    value = decode_body(body, limits)
     wanted = convert(value, GenerateBody)
     for name, given in (("input_embeds", wanted.input_embeds), ("image_data", wanted.image_data)):
         if given is not None:

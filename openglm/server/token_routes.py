@@ -13,11 +13,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from openglm.errors import RequestError
+from openglm.server.forbidden_fields import decode_body
 from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_request import chat_request
 from openglm.server.sampling_fields import Int, either
 from openglm.server.service import Service
-from openglm.server.strict_json import convert, decode_json
+from openglm.server.strict_json import convert
 from openglm.server.text_route import TextRoute
 from openglm.text.messages import Conversation
 
@@ -62,7 +63,7 @@ class _Tokens:
     def tokenize(self, body: bytes) -> dict[str, Any]:
         """The ids of a text, or of the prompt that a conversation becomes."""
         service = self._service
-        value = decode_json(body, max_depth=service.config.limits.json_depth)
+        value = decode_body(body, service.config.limits)
         wanted = convert(value, TokenizeBody)
         service.check_model(wanted.model)
         tokenizer = service.model.tokenizer
@@ -81,7 +82,7 @@ class _Tokens:
     def detokenize(self, body: bytes) -> dict[str, Any]:
         """The text of ids."""
         service = self._service
-        wanted = convert(decode_json(body, max_depth=service.config.limits.json_depth), DetokenizeBody)
+        wanted = convert(decode_body(body, service.config.limits), DetokenizeBody)
         service.check_model(wanted.model)
         tokenizer = service.model.tokenizer
         if wanted.tokens is None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import astuple, dataclass, field, replace
 from typing import Final, Literal, Protocol
 
@@ -115,6 +115,11 @@ class TurnEnd:
     usage: TurnUsage
     stop: str | int | None = None
     """The stop string or stop id that ended it."""
+    num_calls: int = 0
+    """Tool calls that were delivered whole, and those that were cut off."""
+    num_cut_calls: int = 0
+    num_repairs: int = 0
+    """How often the model broke its format and was understood all the same."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +185,11 @@ class Engine(Protocol):
         """Forget every cached prefix. Raises `EngineDeadError` when the engine is down."""
         ...
 
+    @property
+    def num_restarts(self) -> int:
+        """How often the engine's process had to be started again."""
+        ...
+
 
 def prepare(request: TurnRequest, model: ServedModel) -> PreparedTurn:
     """Render and tokenize; clamp the output to what the context leaves. Pure CPU work, safe in a thread."""
@@ -218,11 +228,18 @@ def choices(turn: PreparedTurn, count: int) -> tuple[PreparedTurn, ...]:
     return (turn, *(replace(turn, id=request.id, params=request.params, follows=turn.id) for request in requests[1:]))
 
 
-async def run(turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer) -> AsyncGenerator[TurnStep]:
-    """Generate the turn. Raises the typed error the engine failed with; leaving early aborts the engine's request."""
+async def run(
+    turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer, *, observe: Callable[[EngineOutput], None] | None = None
+) -> AsyncGenerator[TurnStep]:
+    """Generate the turn. Raises the typed error the engine failed with; leaving early aborts the engine's request.
+
+    `observe` is shown every output of the engine, also those of which nothing is visible.
+    """
     reader = _TurnReader(turn, tokenizer)
     async with contextlib.aclosing(engine.generate(_engine_request(turn))) as outputs:
         async for output in outputs:
+            if observe is not None:
+                observe(output)
             if output.finish_reason == "error":
                 raise _failure(output)
             step = reader.read(output)
@@ -313,11 +330,13 @@ class _TurnReader:
             draft_tokens=output.num_drafted,
             accepted_draft_tokens=output.num_accepted,
         )
-        return TurnEnd(finish, usage, stop)
+        return TurnEnd(finish, usage, stop, self._num_calls, self._num_cut_calls, self._parser.num_repairs)
 
 
 class _Verbatim:
     """Stands in for the turn parser where there is no turn to parse."""
+
+    num_repairs = 0
 
     def feed(self, text: str) -> list[Event]:
         """The text as it is."""

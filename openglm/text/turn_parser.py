@@ -99,6 +99,8 @@ class TurnParser:
         self._tail = ""  # text that may be the start of a tag
         self._events: list[Event] = []
         self._finished = False
+        self.num_repairs = 0
+        """How often the text broke its format and was read all the same."""
 
         self._reasoning = _Prose(drop_leading_space=True)
         self._reasoning_pieces: list[str] = []
@@ -140,11 +142,13 @@ class TurnParser:
         if self._state is _State.NAME and self._name and not self._may_be_cut_name():
             self._name_was_prose()
         if self._state in (_State.CALL, _State.KEY, _State.AFTER_KEY):
+            self.num_repairs += ended
             self._end_call(complete=ended and self._state is _State.CALL)
         elif self._state is _State.VALUE:
             self._send(self._call.arguments.cut() if self._call else "")
             self._end_call(complete=False)
         elif self._state is _State.REASONING and ended and not self._any_content and not self._num_calls:
+            self.num_repairs += 1
             self._emit_content("".join(self._reasoning_pieces))
         if not self._just_called and self._state is not _State.NAME:
             self._emit_content(self._content.held())
@@ -207,7 +211,7 @@ class TurnParser:
         elif self._state is _State.REASONING and tag == "</think>":
             self._open_content()
         elif self._state is _State.REASONING and tag == "<think>" and not self._reasoning.seen:
-            pass  # the prompt opened the block and the model opens it again
+            self.num_repairs += 1  # the prompt opened the block and the model opens it again
         elif self._state is _State.START and tag == "<think>":
             self._content = _Prose(drop_leading_space=False)
             self._state = _State.REASONING
@@ -215,8 +219,9 @@ class TurnParser:
             self._open_content()
         elif self._state is _State.CONTENT and tag == "</think>" and self._drop_end_think:
             self._drop_end_think = False
+            self.num_repairs += 1
         elif self._state is _State.CONTENT and tag == "</tool_call>" and self._just_called:
-            pass  # a call closed twice
+            self.num_repairs += 1  # a call closed twice
         else:
             self._text(tag)
 
@@ -230,6 +235,7 @@ class TurnParser:
             self._open_call()
             self._tag_in_call(tag)
         elif tag == "<tool_call>":
+            self.num_repairs += 1  # a call without a name
             self._begin_name()
         else:
             self._name_was_prose()
@@ -290,6 +296,7 @@ class TurnParser:
         elif tag in ("</tool_call>", "<tool_call>"):
             self._end_call(complete=True)
             if tag == "<tool_call>":
+                self.num_repairs += 1  # the call before it was not closed
                 self._tag(tag)
         elif self._state is _State.KEY:
             self._key.append(tag)
@@ -312,6 +319,7 @@ class TurnParser:
     def _end_value_at_call_end(self) -> None:
         """No </arg_value> came: the </tool_call> inside the value was meant, and what followed it is read again."""
         held, self._held = self._held, []
+        self.num_repairs += 1
         self._no_value_end = True
         self._end_value()
         self._end_call(complete=True)

@@ -12,6 +12,7 @@ class CannedEngine:
     def __init__(self, steps, *, ending="stop", failure=None, error=None) -> None:
         self.steps, self.ending, self.failure, self.error = steps, ending, failure, error
         self.state = "ready"
+        self.num_restarts = 0
         self.requests = []
         self.num_flushes = 0
         self.aborted = []

@@ -4,14 +4,12 @@ import asyncio
 import socket
 import threading
 from concurrent.futures import Future
-from contextlib import nullcontext
-
-import uvicorn
 
 from openglm.config.engine import EngineConfig
 from openglm.config.server import ServerConfig
 from openglm.engine.client import AsyncEngineClient
 from openglm.server.app import build_app
+from openglm.server.http_server import http_server
 from openglm.server.served_model import load_served_model
 from openglm.server.service import Service
 
@@ -55,10 +53,7 @@ class LiveServer:
             model = load_served_model(self._directory, names=self._config.served_model_names)
             self.client = AsyncEngineClient(self._engine)
             self.service = Service(self._config, model, self.client)
-            settings = uvicorn.Config(
-                build_app(self.service), http="httptools", ws="none", lifespan="off", log_config=None, access_log=False
-            )
-            http = _Quiet(settings)
+            http = http_server(build_app(self.service), self._config, self.service.census)
             serving = asyncio.create_task(http.serve(sockets=[listener]))
             info = await self.client.start()
             self.service.engine_loaded(max_model_len=info.max_model_len, max_num_seqs=info.max_num_seqs)
@@ -72,8 +67,3 @@ class LiveServer:
         await self.client.close()
         http.should_exit = True
         await serving
-
-
-class _Quiet(uvicorn.Server):
-    def capture_signals(self):
-        return nullcontext()

@@ -113,7 +113,9 @@ def test_a_stop_token_outside_the_vocabulary_is_named(client):
 
 def test_huge_bodies_are_413_before_they_are_read(live, client):
     with socket.create_connection(("127.0.0.1", live.port)) as connection:
-        head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 200000000\r\n\r\n"
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 200000000\r\n\r\n"
+        )
         connection.sendall(head.encode())
         assert connection.recv(12) == b"HTTP/1.1 413"
     assert client.get("/models").status_code == 200

@@ -1,6 +1,7 @@
 """Which doors there are, who may pass, and what the server says before it serves."""
 
 import asyncio
+import gzip
 
 import httpx
 import pytest
@@ -9,6 +10,7 @@ from text_model import text_model
 
 from openglm.config.server import RequestLimits, ServerConfig
 from openglm.server.app import build_app
+from openglm.server.forbidden_fields import FORBIDDEN_FIELDS
 from openglm.server.service import Service
 
 BODY = {"messages": [{"role": "user", "content": "Hi"}]}
@@ -26,7 +28,7 @@ def client_of(service):
 
 
 PATHS = """
-    / /v1 /v1/models /v1/models/x /v1/chat/completions /v1/chat/completions/ //v1/models /V1/MODELS /v1/%6dodels /metrics /docs
+    / /v1 /v1/models /v1/models/x /v1/chat/completions /v1/chat/completions/ //v1/models /V1/MODELS /v1/%6dodels /metrics/ /drain /docs
     /v1/completions /v1/responses /v1/responses/x /v1/responses/x/cancel /v1/messages /v1/messages/count_tokens /generate /tokenize
     /detokenize /tokenizer_info /version /server_info /get_server_info /v1/loads /flush_cache /abort_request /health_generate
     /api/paas/v4/chat/completions /openapi.json /health/ /health/x /ready/.. /%2e/health //health /v1/../health /health%00 /health;x
@@ -88,6 +90,18 @@ async def test_health_needs_no_key_and_without_keys_nothing_does():
         assert (await client.get("/v1/models", headers={"authorization": "Bearer "})).status_code == 200
 
 
+async def test_metrics_are_public_on_loopback_only_unless_the_operator_says_otherwise():
+    for config, status in (
+        ({}, 200),
+        ({"host": "0.0.0.0"}, 401),
+        ({"host": "0.0.0.0", "public_metrics": True}, 200),
+        ({"public_metrics": False}, 401),
+    ):
+        async with client_of(service_of(api_keys=("secret",), **config)) as client:
+            assert (await client.get("/metrics")).status_code == status, config
+            assert (await client.get("/metrics", headers={"x-api-key": "secret"})).status_code == 200
+
+
 async def test_models_are_listed_and_looked_up_by_any_name():
     async with client_of(service_of(names=("zai-org/GLM-4.5-Air", "air"))) as client:
         listed = (await client.get("/v1/models")).json()
@@ -132,6 +146,27 @@ async def test_a_body_must_say_that_it_is_json(media_type):
     async with client_of(service_of()) as client:
         response = await client.post("/v1/chat/completions", content=b"{}", headers=headers)
     assert response.status_code == 415
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "identity, gzip", "zstd"])
+async def test_a_compressed_body_is_415(encoding):
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    async with client_of(service_of()) as client:
+        response = await client.post("/v1/chat/completions", content=gzip.compress(b"{}"), headers=headers)
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_encoding")
+        plain = await client.post("/v1/chat/completions", json=BODY, headers={"content-encoding": "identity"})
+        assert plain.status_code == 200
+
+
+@pytest.mark.parametrize("field", [*FORBIDDEN_FIELDS, "best_of"])
+async def test_what_would_be_code_a_tensor_or_an_address_is_refused_by_name(field):
+    async with client_of(service_of()) as client:
+        response = await client.post("/v1/chat/completions", json={**BODY, field: "http://169.254.169.254/"})
+        error = response.json()["error"]
+        assert (response.status_code, error["param"], error["code"]) == (400, field, "unsupported_field")
+        assert "169.254" not in response.text
+        for absent in (None, False if field != "best_of" else 1):
+            assert (await client.post("/v1/chat/completions", json={**BODY, field: absent})).status_code == 200
 
 
 async def test_a_body_over_the_limit_is_413_declared_or_not():
@@ -206,7 +241,7 @@ async def test_a_draining_server_takes_no_more_work():
         waiting = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
         while not service.traffic.num_in_flight:
             await asyncio.sleep(0)
-        service.begin_drain()
+        service.stop()
         for response in (await waiting, await client.post("/v1/chat/completions", json=BODY)):
             assert response.status_code == 503
             assert response.json()["error"]["code"] == "shutting_down"

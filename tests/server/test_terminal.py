@@ -4,6 +4,7 @@ import io
 import json
 import os
 
+import httpx
 import pytest
 
 from openglm.cli.main import main
@@ -46,6 +47,26 @@ async def test_our_client_reads_the_same_turn_as_the_engine_delivers(live):
     assert end.usage.accepted_draft_tokens == end.usage.draft_tokens > 0
     prepared = prepare(TurnRequest(conversation, SamplingParams()), live.service.model)
     assert end.usage.prompt_tokens == len(prepared.prompt_ids)
+
+
+async def test_our_client_does_without_what_only_some_servers_take():
+    """A server that refuses unknown fields is asked again in OpenAI's own words, and not with those any more."""
+    bodies = []
+
+    def answer(request):
+        bodies.append(json.loads(request.content))
+        if "chat_template_kwargs" in bodies[-1]:
+            return httpx.Response(400, json={"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs"}})
+        return httpx.Response(200, text='data: {"choices": [{"delta": {"content": "Hi"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n')
+
+    client = OpenAIClient("http://elsewhere/v1", model="m")
+    await client._http.aclose()
+    client._http = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    for _ in range(2):
+        steps = [step async for step in client.answer(Conversation((Message("user", "Hi"),)), SamplingWishes())]
+        assert message_from_events([event for step in steps for event in step.events]).content == "Hi"
+    await client.close()
+    assert ["chat_template_kwargs" in body for body in bodies] == [True, False, False]
 
 
 @pytest.mark.parametrize(
