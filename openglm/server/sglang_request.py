@@ -53,7 +53,6 @@ class GenerateBody(msgspec.Struct):
 
     text: Any = None
     input_ids: Any = None
-    input_embeds: Any = None
     image_data: Any = None
     model: str | None = None
     sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
@@ -86,9 +85,8 @@ def read_generate_request(
     """Decode and check a body. `parse_special` is the server's default. Raises `RequestError` naming the field."""
     value = decode_body(body, limits)
     wanted = convert(value, GenerateBody)
-    for name, given in (("input_embeds", wanted.input_embeds), ("image_data", wanted.image_data)):
-        if given is not None:
-            raise RequestError(f"{name} is not supported: this model reads text", param=name, code="unsupported_parameter")
+    if wanted.image_data is not None:
+        raise RequestError("image_data is not supported: this model reads text", param="image_data", code="unsupported_parameter")
     if (wanted.text is None) == (wanted.input_ids is None):
         raise RequestError("give either text or input_ids", param="text")
     raw, where = (wanted.text, "text") if wanted.text is not None else (wanted.input_ids, "input_ids")

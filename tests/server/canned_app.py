@@ -19,12 +19,18 @@ CALL = [
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
 
+ADMIN = {"x-api-key": "operator"}
+
+
 class CannedApp:
-    """`post` and `get` answer with httpx responses; `prompt` is what the engine was last asked to continue, as text."""
+    """`post` and `get` answer with httpx responses; `prompt` is what the engine was last asked to continue, as text.
+
+    Control routes are there for who sends the headers `ADMIN`.
+    """
 
     def __init__(self, steps=(), *, engine=None, model=MODEL, **config):
         self.engine = engine or CannedEngine(list(steps))
-        self.service = Service(ServerConfig(**config), model, self.engine)
+        self.service = Service(ServerConfig(**{"admin_api_keys": ("operator",), **config}), model, self.engine)
         self.service.engine_loaded(max_model_len=model.max_model_len, max_num_seqs=4)
         self.app = build_app(self.service)
 
@@ -40,8 +46,8 @@ class CannedApp:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test") as client:
             return await client.request(method, path, **options)
 
-    async def post(self, path, body):
-        return await self.request("POST", path, json=body)
+    async def post(self, path, body, **options):
+        return await self.request("POST", path, json=body, **options)
 
     async def get(self, path):
         return await self.request("GET", path)

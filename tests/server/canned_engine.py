@@ -26,7 +26,7 @@ class CannedEngine:
     async def stats(self):
         if self.state != "ready":
             raise EngineDeadError("gone")
-        return EngineStats(num_steps=7, num_running=len(self.requests), pages_total=10, pages_free=4)
+        return EngineStats(num_steps=7, num_waiting=3, pages_total=100, pages_free=90, pages_held=10)
 
     async def stop_thinking(self, request_id):
         return request_id in {request.id for request in self.requests}

@@ -20,7 +20,7 @@ class LiveServer:
     """`url` is the base URL with /v1, `root` without. `stats()` asks the engine itself."""
 
     def __init__(self, directory, config: ServerConfig | None = None, **engine) -> None:
-        self._config = config or ServerConfig(served_model_names=("scripted", "alias"))
+        self._config = config or ServerConfig(served_model_names=("scripted", "alias"), admin_api_keys=("operator",))
         self._engine = EngineConfig(model=str(directory), **{"threads": 1, "num_speculative_tokens": 1, **engine})
         self._directory = directory
         self._started: Future[None] = Future()

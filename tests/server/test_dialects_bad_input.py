@@ -5,7 +5,7 @@ import json
 import random
 
 import pytest
-from canned_app import CALL, SAY, SCHEMA, THINK, CannedApp
+from canned_app import ADMIN, CALL, SAY, SCHEMA, THINK, CannedApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -133,7 +133,7 @@ def check(path, response):
 
 async def send(app, path, body):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return await app.request("POST", path, content=content, headers={"content-type": "application/json"})
+    return await app.request("POST", path, content=content, headers={**ADMIN, "content-type": "application/json"})
 
 
 @pytest.mark.parametrize("path", GOOD)

@@ -150,7 +150,7 @@ def test_the_cache_is_flushed(client, live):
 
     cached()
     assert cached() >= 64
-    assert httpx.post(f"{live.root}/flush_cache", timeout=30).status_code == 200
+    assert httpx.post(f"{live.root}/flush_cache", headers={"x-api-key": "operator"}, timeout=30).status_code == 200
     assert cached() == 0
     assert httpx.get(f"{live.root}/v1/loads", timeout=30).json()["loads"][0]["max_total_num_tokens"] > 0
     assert httpx.get(f"{live.root}/server_info", timeout=30).json()["status"] == "ready"

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from canned_app import MODEL, SAY, CannedApp
+from canned_app import ADMIN, MODEL, SAY, CannedApp
 from test_responses_wire import Waits
 
 from openglm import __version__
@@ -48,7 +48,7 @@ async def test_text_and_conversations_become_ids_and_back():
     ],
 )
 async def test_what_is_wrong_is_named(path, body, param):
-    response = await CannedApp(SAY).post(path, body)
+    response = await CannedApp(SAY).post(path, body, headers=ADMIN)
     assert response.status_code in (400, 404) and response.json()["error"]["param"] == param
 
 
@@ -66,15 +66,16 @@ async def test_state_and_load_tell_an_allow_list():
     assert answers["/model_info"]["model_path"] == "test-model"
     assert answers["/server_info"]["ignored_fields"] == {"total": 2, "by_name": {"made_up": 1, "(odd name)": 1}}
     (load,) = answers["/v1/loads"]["loads"]
-    assert (load["num_running_reqs"], load["max_total_num_tokens"], load["token_usage"]) == (1, 640, 0.6)
+    assert (load["num_waiting_reqs"], load["max_total_num_tokens"], load["token_usage"]) == (3, 6400, 0.1)
 
 
 async def test_the_cache_can_be_flushed_but_not_by_a_page_of_another_site():
     app = CannedApp(SAY)
     for method, path in (("POST", "/flush_cache"), ("GET", "/flush_cache"), ("POST", "/reset_prefix_cache")):
-        assert (await app.request(method, path)).status_code == 200
+        assert (await app.request(method, path, headers=ADMIN)).status_code == 200
+        assert (await app.request(method, path)).status_code == 404
     assert app.engine.num_flushes == 3
-    response = await app.request("POST", "/flush_cache", headers={"sec-fetch-site": "cross-site"})
+    response = await app.request("POST", "/flush_cache", headers={**ADMIN, "sec-fetch-site": "cross-site"})
     assert response.status_code == 403 and app.engine.num_flushes == 3
 
 
@@ -94,8 +95,9 @@ async def test_a_running_request_is_aborted_by_the_name_its_client_gave_it(body)
         await asyncio.sleep(0)
     if body.get("rid") == "{id}":
         body = {"rid": f"chatcmpl-{engine.requests[0].id}"}
-    assert (await app.post("/abort_request", {"rid": "someone-else"})).json() == {"aborted": 0}
-    assert (await app.post("/abort_request", body)).json() == {"aborted": 1}
+    assert (await app.post("/abort_request", body)).status_code == 404
+    assert (await app.post("/abort_request", {"rid": "someone-else"}, headers=ADMIN)).json() == {"aborted": 0}
+    assert (await app.post("/abort_request", body, headers=ADMIN)).json() == {"aborted": 1}
     answer = (await waiting).json()
     assert (answer["choices"][0]["finish_reason"], answer["choices"][0]["message"]["content"]) == ("abort", "He")
-    assert (await app.post("/abort_request", {"abort_all": True})).json() == {"aborted": 0}
+    assert (await app.post("/abort_request", {"abort_all": True}, headers=ADMIN)).json() == {"aborted": 0}

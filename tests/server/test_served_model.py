@@ -81,7 +81,7 @@ def test_the_banner_says_how_to_use_the_server_and_what_fits():
     text = lines()
     assert "m is ready (1.5 s) on cpu, float32, up to 1 draft token(s) per step" in text
     assert "http://127.0.0.1:8000/v1" in text and "curl http://127.0.0.1:8000/v1/chat/completions" in text
-    assert "4,096 tokens: room for 4 conversation(s) of 1,024 tokens, 16 at once" in text
+    assert "4,096 tokens: room for 4 session(s) of 1K tokens, each up to 1,024, 16 at once" in text
     assert "dtype float32: because" in text and "m, other" in text
     assert "WARNING" not in text
 
