@@ -69,7 +69,6 @@ class Draft:
 Meaning = Rename | Accept | Refuse | Draft
 
 _ONE_DEVICE: Final = "this build runs on one device; leave the flag out or give 1"
-_OWN_FORMAT: Final = "weights are used as the checkpoint stores them (FP8 is dequantized on load); leave the flag out"
 _MTP_ONLY: Final = "only the model's own MTP layer and prompt lookup (ngram) draft; say how far with --num-speculative-tokens"
 _CACHE_SIZE: Final = "no effect: the KV cache is sized to the machine, or by --kv-cache-tokens"
 _ALWAYS_PARSED: Final = "not needed: GLM's thinking and tool calls are always parsed"
@@ -177,8 +176,7 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--disaggregation-mode": Accept(values=("null",), otherwise="prefill/decode disaggregation is not here yet; leave the flag out"),
     "--kv-transfer-config": Refuse("prefill/decode disaggregation is not here yet; leave the flag out"),
     # kernels and execution
-    "--quantization": Refuse(_OWN_FORMAT),
-    "-q": Refuse(_OWN_FORMAT),
+    "-q": Rename("--quantization"),
     "--enforce-eager": Accept("no effect: no graphs are captured"),
     "--disable-cuda-graph": Accept("no effect: no graphs are captured"),
     "--disable-shared-experts-fusion": Accept("no effect: the shared expert is always a layer of its own"),

@@ -103,6 +103,15 @@ def command(
             rich_help_panel=_MEMORY,
         ),
     ] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            metavar="fp8|int8",
+            help="Round the layers' matrices to 8 bits while loading, on a CPU; FP8 checkpoints stay FP8 without it.",
+            rich_help_panel=_MEMORY,
+            show_default="as stored",
+        ),
+    ] = None,
     kv_offloading_size: Annotated[
         float, typer.Option(metavar="GIB", help="Host memory for cached prefixes that had to leave the KV cache.", rich_help_panel=_MEMORY)
     ] = 0.0,
@@ -269,6 +278,7 @@ def command(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         kv_cache_tokens=kv_cache_tokens,
+        quantization=None if quantization == "compressed-tensors" else quantization,  # type: ignore[arg-type]  # EngineConfig checks it
         kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # EngineConfig checks it
         kv_offloading_size=kv_offloading_size,
         enable_prefix_caching=enable_prefix_caching,
