@@ -1,14 +1,16 @@
 """The whole matrix: a request's tokens and log probabilities are the same bits under every combination of what may vary.
 
     chunk 16 / 64 / 512  x  prefix cache on / off  x  MTP depth 0 / 1 / 3 / adaptive  x  preemption none / forced  x  float32 / bfloat16
+    x  reference ops / native kernels
 
-Each of the 96 combinations is one test of 50 batches, 25 on each of two tiny architectures. A batch holds 4 to 12 of 32 requests,
+Each of the 192 combinations is one test of 50 batches, 25 on each of two tiny architectures. A batch holds 4 to 12 of 32 requests,
 dealt from a shuffled deck, so that every request is in at least 10 batches of every combination; they arrive over several steps, in
 random order. With the cache on, pages of earlier batches are found (and now and then all are forgotten); forced preemption sends
 everyone back at random steps, on a pool too small for the batch. Compared are ids, log probabilities with alternatives, prompt log
 probabilities and endings, with those of the same request alone, in one chunk, without drafts, cache or company.
 
-Run by `make test-exactness`; one combination by `-k 'chunk64-cache-depth3-preempted-bfloat16'`, the failed ones again by `--last-failed`.
+Run by `make test-exactness`; one combination by `-k 'chunk64-cache-depth3-preempted-bfloat16-native'`, the failed ones again by
+`--last-failed`.
 """
 
 import itertools
@@ -22,12 +24,14 @@ import pytest
 from engine_runs import generate, make_core, merged
 
 from openglm.engine.request import EngineOutput, GenerationRequest, SamplingParams
+from openglm.ops import cpu
 
 pytestmark = pytest.mark.exactness
 
 MODELS = ("tiny-air", "tiny-355b")
 BATCHES = 50
 FEW_TOKENS = 24  # so few that random drafts are sometimes right
+KERNELS = (False,) if cpu.available() is None else (True, False)  # native?
 ROOM_FOR_DRAFTS = {0: 0, 1: 1, 3: 3, None: 7}  # per sequence in a chunk; None is adaptive
 
 
@@ -37,16 +41,17 @@ class Combination(NamedTuple):
     depth: int | None
     preempted: bool
     dtype: str
+    native: bool
 
     def __str__(self) -> str:
         depth = "adaptive" if self.depth is None else f"depth{self.depth}"
         cached, preempted = ("cache" if self.caching else "nocache"), ("preempted" if self.preempted else "undisturbed")
-        return f"chunk{self.chunk}-{cached}-{depth}-{preempted}-{self.dtype}"
+        return f"chunk{self.chunk}-{cached}-{depth}-{preempted}-{self.dtype}-{'native' if self.native else 'reference'}"
 
 
 COMBINATIONS = [
     Combination(*values)
-    for values in itertools.product((16, 64, 512), (True, False), (0, 1, 3, None), (False, True), ("float32", "bfloat16"))
+    for values in itertools.product((16, 64, 512), (True, False), (0, 1, 3, None), (False, True), ("float32", "bfloat16"), KERNELS)
 ]
 
 
@@ -77,13 +82,14 @@ def outcome(output: EngineOutput) -> tuple:
 
 
 @cache
-def alone(name: str, dtype: str) -> list[tuple]:
+def alone(name: str, dtype: str, native: bool) -> list[tuple]:
     """What every request gets by itself."""
     found = []
     for prompt, params in requests():
         core = make_core(
             name,
             dtype=dtype,
+            native=native,
             num_tokens=FEW_TOKENS,
             num_speculative_tokens=0,
             enable_prefix_caching=False,
@@ -98,6 +104,7 @@ def engine(name: str, combination: Combination):
     return make_core(
         name,
         dtype=combination.dtype,
+        native=combination.native,
         num_tokens=FEW_TOKENS,
         num_speculative_tokens=combination.depth,
         enable_prefix_caching=combination.caching,
@@ -144,7 +151,7 @@ def test_the_same_bits_as_alone(combination, tally):
     deck: list[int] = []
     appearances: Counter[int] = Counter()
     for name in MODELS:
-        core, expected = engine(name, combination), alone(name, combination.dtype)
+        core, expected = engine(name, combination), alone(name, combination.dtype, combination.native)
         for _ in range(BATCHES // len(MODELS)):
             size = rng.randrange(4, 13)
             while len(deck) < size:
