@@ -1,12 +1,16 @@
 """The HTTP server: dialects in front of one engine.
 
+    http_protocol, http_server             connections and heads within their bounds; the sockets, TLS, the admin socket
     strict_json, http_body                 bytes of a body become plain values or a typed refusal
+    forbidden_fields                       what no dialect takes from a client
     sampling_fields, openai_constraint     what bodies of several dialects have in common
     ignored_fields                         counts what they bring for nothing
     turn, served_model                     one neutral turn: a conversation or a raw prompt in, a stream of steps out
     exchange, event_stream, json_reply     what every generating route does; a client that leaves ends its request
     text_route, token_routes               counting and converting tokens, without generating any
-    access, traffic, refusal               keys; how many may wait; what is said when the answer is no
+    access, request_context, traffic       keys and what a request is known by; how many may wait
+    refusal                                what is said when the answer is no
+    metrics, exposition, tracing           what is counted, how Prometheus reads it, spans
     service, operations, app               shared state, the operator's routes, all routes
     web_page, page_routes                  the page at `/`: its files, and what only it asks
     serve, banner                          the process: port, loading, draining, exit code
