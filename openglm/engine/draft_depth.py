@@ -14,8 +14,9 @@ other, and only a measurement of one depth *relative to its neighbours in time* 
 then drafts as far as its own acceptance is worth that, so one that is hard to guess does not draft though others do.
 
 **Exploration.** Each depth that is not used earns credit, `PROBE_BUDGET` of all time altogether, and is tried for a few steps when that
-pays for the expected loss. So what looks hopeless is tried rarely, and a close call often. Depth 0 is one of them, and preferred unless
-drafting is better by `MARGIN`; drafting can therefore lose only what probing costs.
+pays for the expected loss. So what looks hopeless is tried rarely, and a close call often. In a new situation each depth is tried twice
+without having to pay (if no similar one has), because a first impression, often that of a cold machine, would stay for a thousand
+steps. Depth 0 is one of them, and preferred unless drafting is better by `MARGIN`; drafting can therefore lose only what probing costs.
 
 **Cost.** All of this is arithmetic in Python, a tenth of a millisecond, which a small model does not hide: a decision holds for
 `DECIDE_EVERY` steps as long as the same sequences decode.
@@ -32,6 +33,7 @@ from typing import NamedTuple, Protocol
 PROBE_BUDGET = 0.01  # of the time
 PROBE_STEPS = 4
 PROBE_EVERY = 64  # steps at least between two probes of a depth
+FIRST_PROBES = 2
 DECIDE_EVERY = 8  # steps
 MARGIN = 1.01  # drafting must beat not drafting by so much, and another depth the present one
 MAX_SITUATIONS = 128
@@ -43,7 +45,7 @@ _FADE = 0.98  # per step, of the weight of a tally that gets no trials
 _FADED = 8.0  # trials that a tally keeps nevertheless
 _FIRST_GUESS = 0.8
 _SLOWEST_RATE = 1 / 16  # at which a time estimate follows its measurements
-_PACE_RATE = 0.15
+_PACE_RATE = 0.15  # per step
 _OUTLIER = 0.4  # |log| beyond which a measurement counts no more
 _SHORT_CONTEXT = 256
 
@@ -137,6 +139,7 @@ class AdaptiveDepth:
         self._decided: dict[str, int] = {}  # depths in force
         self._left = 0  # steps for which they still are
         self._steps = 1  # since the decision before
+        self._unobserved = 0
 
     def choose(self, candidates: Seq[Candidate], context: int) -> list[int]:
         """As deep as it pays, for each sequence."""
@@ -189,6 +192,10 @@ class AdaptiveDepth:
 
     def observe_step(self, num_sequences: int, num_drafts: int, context: int, seconds: float) -> None:
         """Learn what a step with so many drafts costs beside the drafting passes."""
+        if self._left % 4:  # a depth that holds is known well; its steps need no looking at each
+            self._unobserved += 1
+            self.skip_step()
+            return
         seconds -= self._seconds_of_passes
         caught_up = self._caught_up
         self._seconds_of_passes, self._caught_up = 0.0, False
@@ -201,8 +208,9 @@ class AdaptiveDepth:
         if len(self._step_times) > MAX_SITUATIONS:
             del self._step_times[next(iter(self._step_times))]
         drafts = min(num_drafts / num_sequences, float(self.max_depth))
-        error = known.add(drafts, seconds / self._pace, estimated)
-        self._pace *= math.exp(_PACE_RATE * error)
+        steps, self._unobserved = 1 + self._unobserved, 0
+        error = known.add(drafts, seconds / self._pace, estimated, steps=steps)
+        self._pace *= math.exp((1.0 - (1.0 - _PACE_RATE) ** steps) * error)
 
     def skip_step(self) -> None:
         """Drop what the passes of this step took."""
@@ -272,10 +280,17 @@ class AdaptiveDepth:
             loss = PROBE_STEPS * max(0.0, cost[depth] - tokens[depth] / rate)
             earned = PROBE_BUDGET / self.max_depth * seconds * self._steps
             self._credit[depth] = min(self._credit[depth] + earned, 2 * loss + PROBE_STEPS * times[0])
-            due = known is None or known.steps_since(depth) >= PROBE_EVERY
-            if self._probe_left == 0 and due and self._credit[depth] >= loss:
-                self._credit[depth] -= loss
+            is_new = not self._was_tried(depth, situation)
+            due = known is None or known.steps_since(depth) >= (PROBE_EVERY // 4 if is_new else PROBE_EVERY)
+            free = is_new and loss <= PROBE_STEPS * seconds
+            if self._probe_left == 0 and due and (free or self._credit[depth] >= loss):
+                self._credit[depth] -= 0.0 if free else loss
                 self._probe_depth, self._probe_left = depth, PROBE_STEPS
+
+    def _was_tried(self, depth: int, situation: _Situation) -> bool:
+        """Whether this situation, or one with at most twice or half its sequences, has seen enough of the depth."""
+        near = (times for other, times in self._step_times.items() if situation.distance(other) <= 1.0)
+        return any(times.trials(depth) >= FIRST_PROBES * PROBE_STEPS for times in near)
 
     def _estimated(self, situation: _Situation) -> list[float] | None:
         """Step times at depth 0, 1, ... without the drafting passes; what was not measured is inferred from similar situations."""
@@ -372,12 +387,14 @@ class _StepTimes:
         self.seconds: list[float | None] = [None] * (max_depth + 1)
         self.complete = False
         self._weights = [0.0] * (max_depth + 1)
+        self._trials = [0.0] * (max_depth + 1)
         self._num_steps = 0
         self._measured_at = [-PROBE_EVERY] * (max_depth + 1)
 
-    def add(self, drafts: float, seconds: float, estimated: list[float] | None) -> float:
-        """Learn from one step with `drafts` per sequence; returns the log of measured over expected once that is well known."""
-        self._num_steps += 1
+    def add(self, drafts: float, seconds: float, estimated: list[float] | None, *, steps: int) -> float:
+        """Learn from one step (of `steps` that passed) with `drafts` per sequence; returns the log of measured over expected once that is
+        well known."""
+        self._num_steps += steps
         low = min(int(drafts), len(self.seconds) - 1)
         share = drafts - low
         parts = [(low, 1.0 - share)] if share == 0 else [(low, 1.0 - share), (low + 1, share)]
@@ -388,6 +405,7 @@ class _StepTimes:
             if self.steps_since(depth) > PROBE_EVERY // 2:  # what is known of it has become old
                 self._weights[depth] = min(self._weights[depth], float(PROBE_STEPS))
             self._weights[depth] += part
+            self._trials[depth] += part
             rate = part * min(1.0, max(1.0 / self._weights[depth], _SLOWEST_RATE))
             before = self.seconds[depth]
             self.seconds[depth] = (times[depth] if before is None else before) * math.exp(rate * _trimmed(error, settled, before is None))
@@ -395,6 +413,10 @@ class _StepTimes:
                 self._measured_at[depth] = self._num_steps
         self.complete = None not in self.seconds
         return _trimmed(error, settled, False) if settled else 0.0
+
+    def trials(self, depth: int) -> float:
+        """Steps in which the depth was measured."""
+        return self._trials[depth]
 
     def steps_since(self, depth: int) -> int:
         """Steps of this situation since the depth was measured."""
