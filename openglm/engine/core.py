@@ -346,6 +346,7 @@ class EngineCore:
         """Write what each sequence keeps of the step into it; returns the part that the proposer must process."""
         settled = []
         in_order = iter(verdicts)  # one per span that has logits
+        most_drafts = 0 if self.depth_policy.rests() else self.config.num_speculative_tokens
         for span in batch.spans:
             sequence = span.sequence
             if not span.num_logits:  # still inside its prompt
@@ -366,7 +367,8 @@ class EngineCore:
                 continue
             room = 0
             if verdict.finish_reason is None:
-                room = min(self.config.num_speculative_tokens, sequence.max_total - len(sequence.tokens) - 1)
+                room = min(most_drafts, sequence.max_total - len(sequence.tokens) - 1)
+                self._stats.drafts_by_depth[0] += most_drafts < self.config.num_speculative_tokens
             elif sequence.computed // PAGE_SIZE <= sequence.num_published:
                 continue  # it ends without a new page for the prefix cache: nothing of it will be used again
             settled.append(Settled(sequence, span.first_row, num_rows, span.start, room if sequence.healthy else 0))

@@ -60,8 +60,16 @@ class Candidate(NamedTuple):
 class DepthPolicy(Protocol):
     """Decides how many tokens each sequence drafts. It is told what happens, in tokens and seconds."""
 
+    def rests(self) -> bool:
+        """Asked once per step: whether nobody drafts in the next one, so that there is nothing to choose."""
+        ...
+
     def choose(self, candidates: Seq[Candidate], context: int) -> list[int]:
         """A depth for each sequence that decodes in the next step; `context` is their mean length."""
+        ...
+
+    def reset(self) -> None:
+        """Forget everything: what was measured so far says nothing about what comes."""
         ...
 
     def observe_verified(self, request_id: str, num_accepted: int, num_judged: int) -> None:
@@ -95,6 +103,13 @@ class FixedDepth:
     def __init__(self, depth: int) -> None:
         self._depth = depth
 
+    def rests(self) -> bool:
+        """Never."""
+        return False
+
+    def reset(self) -> None:
+        """Nothing to forget."""
+
     def choose(self, candidates: Seq[Candidate], context: int) -> list[int]:
         """As deep as there is room."""
         return [min(self._depth, candidate.room) for candidate in candidates]
@@ -125,6 +140,11 @@ class AdaptiveDepth:
         if max_depth < 1:
             raise ValueError(f"max_depth must be at least 1, got {max_depth}")
         self.max_depth = max_depth
+        self.reset()
+
+    def reset(self) -> None:
+        """Start as if nothing had ever been measured."""
+        max_depth = self.max_depth
         self._all = _Tally(max_depth, _WINDOW)
         self._own: dict[str, _Tally] = {}
         self._step_times: dict[_Situation, _StepTimes] = {}
@@ -140,6 +160,14 @@ class AdaptiveDepth:
         self._left = 0  # steps for which they still are
         self._steps = 1  # since the decision before
         self._unobserved = 0
+
+    def rests(self) -> bool:
+        """While a decision holds by which nobody drafts; who is new waits for the next one."""
+        if not self._left or any(self._decided.values()):
+            return False
+        self._left -= 1
+        self._steps += 1
+        return True
 
     def choose(self, candidates: Seq[Candidate], context: int) -> list[int]:
         """As deep as it pays, for each sequence."""

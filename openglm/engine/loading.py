@@ -162,6 +162,7 @@ def warm_up(core: EngineCore) -> None:
     while core.has_work:
         core.step()
     core.reset_stats()
+    core.depth_policy.reset()  # a cold machine is no measure
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -108,6 +108,21 @@ def test_the_end_of_a_sequence_limits_its_depth():
     assert FixedDepth(2).choose([Candidate("a", 1), Candidate("b", 9)], 10) == [1, 2]
 
 
+def test_it_rests_while_a_decision_against_drafts_holds():
+    run = AdaptiveDepth(1)
+    for _ in range(200):
+        if not run.rests():
+            (depth,) = run.choose([Candidate("a", 5)], 10)
+        else:
+            depth = 0
+        run.observe_step(1, depth, 10, 1.0 + 5.0 * depth)
+        if depth:
+            run.observe_verified("a", 0, 1)
+    assert run.rests()
+    run.reset()
+    assert not run.rests() and run.choose([Candidate("a", 5)], 10) == [1]
+
+
 def test_what_it_remembers_is_bounded():
     policy = AdaptiveDepth(2)
     for n in range(1, 400):

@@ -191,6 +191,9 @@ class RandomDepth:
     def __init__(self, seed: int = 0) -> None:
         self.rng = random.Random(seed)
 
+    def rests(self):
+        return self.rng.random() < 0.3
+
     def choose(self, candidates, context):
         if self.rng.random() < 0.4:
             return [0] * len(candidates)
