@@ -1,7 +1,7 @@
 """The native CPU kernels one by one, at the widths of real models, against what this machine can do.
 
 For every op: time, bytes it must read, floating-point operations, and the share of two ceilings that are measured in the same run - reading
-memory, and multiply-adds that touch nothing but registers. Weights are random bf16. They rotate through more copies than the last
+memory, and multiply-adds that touch nothing but registers. Weights are random, in bf16 or 8 bits. They rotate through more copies than the last
 cache holds where that fits `max_weight_bytes`, because in a model each layer's weights come from memory; smaller ops say so.
 
 Of a mixture of experts only as many experts are made as fit the same limit, and the router spreads tokens evenly over them; the bytes
@@ -22,7 +22,7 @@ from torch import Tensor
 from openglm.bench.machine import Machine, this_machine
 from openglm.config import ModelConfig, variant
 from openglm.errors import ConfigError
-from openglm.ops import PAGE_SIZE, PackedExperts, PackedLinear, PackedMLP, cpu
+from openglm.ops import PAGE_SIZE, PackedExperts, PackedLinear, PackedMLP, WeightFormat, cpu
 
 VARIANTS = ("glm-nano", "glm-4.5-air", "glm-4.5")
 ROWS = (1, 4, 16, 256)
@@ -30,6 +30,7 @@ CONTEXTS = (512, 8192)
 _READ_BYTES = 1 << 30
 _COLD_BYTES = 256 << 20  # more than a last-level cache
 _SECONDS = 0.25  # of measurement per figure
+_BYTES: dict[WeightFormat, int] = {"float32": 4, "bfloat16": 2, "fp8": 1, "int8": 1}
 
 
 class KernelFigure(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ class KernelFigures(msgspec.Struct, frozen=True):
 
     machine: Machine
     instruction_set: str
+    weights: WeightFormat
     threads: int
     read_bytes_per_second: float
     peak_flops: float
@@ -74,6 +76,7 @@ def measure_kernels(
     rows: Sequence[int] = ROWS,
     contexts: Sequence[int] = CONTEXTS,
     threads: int = 1,
+    weights: WeightFormat = "bfloat16",
     max_weight_bytes: int = 2 << 30,
     seconds: float = _SECONDS,
     progress: Callable[[str], None],
@@ -90,7 +93,7 @@ def measure_kernels(
     figures = []
     for chosen in variants:
         config = variant(chosen)
-        for op in _ops(config, max_weight_bytes):
+        for op in _ops(config, weights, max_weight_bytes):
             progress(f"{chosen}: {op.name}")
             for count in rows:
                 spent = _time(op, count, seconds)
@@ -99,54 +102,57 @@ def measure_kernels(
         for context in contexts:
             progress(f"{chosen}: attention over {context} tokens")
             figures += [_attention(chosen, config, context, count, seconds) for count in rows if count <= min(16, context)]
-    return KernelFigures(this_machine(), name, threads, reading, peak, tuple(figures))
+    return KernelFigures(this_machine(), name, weights, threads, reading, peak, tuple(figures))
 
 
-def _ops(config: ModelConfig, max_bytes: int) -> Iterator[_Op]:
+def _ops(config: ModelConfig, to: WeightFormat, max_bytes: int) -> Iterator[_Op]:
     """The weights of a model, one kind at a time so that only one is in memory."""
     hidden, query, qkv = config.hidden_size, config.query_dim, config.query_dim + 2 * config.kv_dim
-    for name, n, k in (("qkv", qkv, hidden), ("o", hidden, query), ("head", config.vocab_size, hidden)):
-        yield _linear(name, n, k, max_bytes)
+    yield _linear("qkv", qkv, hidden, to, max_bytes)
+    yield _linear("o", hidden, query, to, max_bytes)
+    yield _linear("head", config.vocab_size, hidden, "bfloat16", max_bytes)
     width = config.intermediate_size
-    size = 2 * 3 * width * hidden
-    mlps = [PackedMLP(_random(2 * width, hidden), _random(hidden, width)) for _ in range(_copies(size, max_bytes))]
-    yield _Op("mlp", mlps, lambda mlp, x: mlp(x, x), hidden, lambda rows: size, lambda rows: rows * size)
-    yield _experts(config, max_bytes)
+    size = 3 * width * hidden
+    num_bytes = size * _BYTES[to]
+    mlps = [PackedMLP(_random(2 * width, hidden), _random(hidden, width), to=to) for _ in range(_copies(num_bytes, max_bytes))]
+    yield _Op("mlp", mlps, lambda mlp, x: mlp(x, x), hidden, lambda rows: num_bytes, lambda rows: 2 * rows * size)
+    yield _experts(config, to, max_bytes)
 
 
-def _linear(name: str, n: int, k: int, max_bytes: int) -> _Op:
-    size = 2 * n * k
-    weights = [PackedLinear(_random(n, k)) for _ in range(_copies(size, max_bytes))]
+def _linear(name: str, n: int, k: int, to: WeightFormat, max_bytes: int) -> _Op:
+    num_bytes = n * k * _BYTES[to]
+    weights = [PackedLinear(_random(n, k), to=to) for _ in range(_copies(num_bytes, max_bytes))]
 
     def run(weight: PackedLinear, x: Tensor) -> Tensor:
         return weight.logits(x) if name == "head" else weight(x)
 
-    return _Op(name, weights, run, k, lambda rows: size, lambda rows: rows * size)
+    return _Op(name, weights, run, k, lambda rows: num_bytes, lambda rows: 2 * rows * n * k)
 
 
-def _experts(config: ModelConfig, max_bytes: int) -> _Op:
+def _experts(config: ModelConfig, to: WeightFormat, max_bytes: int) -> _Op:
     """Routed experts and the shared one; as many as fit, at least those that one token takes."""
     hidden, width, top_k = config.hidden_size, config.moe_intermediate_size, config.num_experts_per_tok
-    size = 2 * 3 * width * hidden
-    made = max(top_k, min(config.n_routed_experts, max_bytes // size))
+    size = 3 * width * hidden
+    made = max(top_k, min(config.n_routed_experts, max_bytes // (2 * size)))
     shared = config.n_shared_experts
     layer = PackedExperts(
         router=torch.randn(made, hidden),
         router_bias=torch.zeros(made),
         gate_up=torch.stack([_random(2 * width, hidden) for _ in range(made)]),
         down=torch.stack([_random(hidden, width) for _ in range(made)]),
-        shared=PackedMLP(_random(2 * width * shared, hidden), _random(hidden, width * shared)) if shared else None,
+        shared=PackedMLP(_random(2 * width * shared, hidden), _random(hidden, width * shared), to=to) if shared else None,
         num_experts_per_tok=top_k,
         norm_topk_prob=True,
         scaling=1.0,
+        to=to,
     )
 
     def num_bytes(rows: int) -> int:
         """Of the experts that `rows` tokens hit, if each takes `top_k` of them at random."""
-        return round(size * (made * (1 - (1 - top_k / made) ** rows) + shared))
+        return round(size * _BYTES[to] * (made * (1 - (1 - top_k / made) ** rows) + shared))
 
     name = "experts" if made == config.n_routed_experts else f"experts ({made} of {config.n_routed_experts})"
-    return _Op(name, [layer], lambda moe, x: moe(x, x), hidden, num_bytes, lambda rows: rows * size * (top_k + shared))
+    return _Op(name, [layer], lambda moe, x: moe(x, x), hidden, num_bytes, lambda rows: 2 * rows * size * (top_k + shared))
 
 
 def _attention(name: str, config: ModelConfig, context: int, rows: int, seconds: float) -> KernelFigure:

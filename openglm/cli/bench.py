@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ def command(
     tokens: Annotated[int, typer.Option(min=2, help="server, offline: tokens per answer.")] = 128,
     quick: Annotated[bool, typer.Option("--quick", help="offline, kernels: a smoke run of seconds, whose figures mean nothing.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="kernels: threads of the kernels.")] = 1,
+    weights: Annotated[str, typer.Option(help="kernels: bfloat16, fp8 or int8.")] = "bfloat16",
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
@@ -57,7 +58,7 @@ def command(
         case "recovery":
             figures, tables = _recovery(flags, streams or 32, rounds or 20, tell)
         case "kernels":
-            figures, tables = _kernels(threads, quick, tell)
+            figures, tables = _kernels(threads, weights, quick, tell)
         case _:
             raise ConfigError(f"no measurement is called {what!r}; known: server, offline, recovery, kernels")
     for table in tables:
@@ -122,14 +123,18 @@ def _recovery(flags: list[str], streams: int, rounds: int, tell: Callable[[str],
     return figures, [table]
 
 
-def _kernels(threads: int, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+def _kernels(threads: int, weights: str, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
     from openglm.bench.kernels import measure_kernels
+    from openglm.errors import ConfigError
 
+    if weights not in ("bfloat16", "fp8", "int8"):
+        raise ConfigError(f"--weights must be bfloat16, fp8 or int8; got {weights!r}")
+    settings: dict[str, Any] = {"threads": threads, "weights": weights, "progress": tell}
     if quick:
-        figures = measure_kernels(("glm-nano",), rows=(1, 2), contexts=(128,), threads=threads, seconds=0.01, progress=tell)
+        figures = measure_kernels(("glm-nano",), rows=(1, 2), contexts=(128,), seconds=0.01, **settings)
     else:
-        figures = measure_kernels(threads=threads, progress=tell)
-    title = f"glm bench kernels, {figures.instruction_set}, {figures.threads} thread(s)"
+        figures = measure_kernels(**settings)
+    title = f"glm bench kernels, {figures.weights} weights, {figures.instruction_set}, {figures.threads} thread(s)"
     table = _table(title, figures.machine, "model", "op", "rows", "time", "GB/s", "of reading", "GFLOP/s", "of peak")
     for one in figures.figures:
         reading, flops = one.num_bytes / one.seconds, one.flops / one.seconds
