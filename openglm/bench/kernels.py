@@ -1,8 +1,8 @@
 """The native CPU kernels one by one, at the widths of real models, against what this machine can do.
 
 For every op: time, bytes it must read, floating-point operations, and the share of two ceilings that are measured in the same run - reading
-memory, and multiply-adds that touch nothing but registers. Weights are random, in bf16 or 8 bits. They rotate through more copies than the last
-cache holds where that fits `max_weight_bytes`, because in a model each layer's weights come from memory; smaller ops say so.
+memory, and multiply-adds that touch nothing but registers. Weights are random, in bf16 or 8 bits. They rotate through more copies than
+the last cache holds where that fits `max_weight_bytes`, because in a model each layer's weights come from memory; smaller ops say so.
 
 Of a mixture of experts only as many experts are made as fit the same limit, and the router spreads tokens evenly over them; the bytes
 are those of the experts that were hit.

@@ -84,8 +84,12 @@ def test_packed_weights_stay_the_codes_and_scales_of_the_file(checkpoint, dtype)
         kv = allocate_kv(model.config, 2, next(model.parameters()).dtype)
         return model.logits(model(tokens, ForwardContext(positions, PagedBatch((0, 90), (90,), table, slots, kv), native=model.is_packed)))
 
-    difference = (logits(packed) - logits(exact)).abs().max() / logits(exact).abs().max()
-    assert float(difference) <= (2e-5 if dtype == torch.float32 else 3e-2)
+    truth, found = logits(exact), logits(packed)
+    if dtype == torch.float32:
+        assert float((found - truth).abs().max()) <= 1e-4 * float(truth.abs().max())
+    else:  # bf16 rounds activations, and may choose other experts: as far from the truth as the reference is, not farther
+        plain = logits(load_model(checkpoint, dtype=dtype))
+        assert float((found - truth).square().mean()) <= 1.2 * float((plain - truth).square().mean())
 
 
 @pytest.mark.parametrize("file", ["GLM-4.5-Air-FP8", "GLM-4.5-FP8"])

@@ -192,12 +192,12 @@ class RandomDepth:
         self.rng = random.Random(seed)
 
     def rests(self):
-        return self.rng.random() < 0.3
+        return self.rng.random() < 0.1
 
     def choose(self, candidates, context):
-        if self.rng.random() < 0.4:
+        if self.rng.random() < 0.3:
             return [0] * len(candidates)
-        return [self.rng.randint(0, candidate.room) for candidate in candidates]
+        return [self.rng.randint(min(1, candidate.room), candidate.room) for candidate in candidates]
 
     def ignore(self, *_):
         pass
