@@ -154,9 +154,14 @@ def test_the_same_bits_as_alone(combination, tally):
         core, expected = engine(name, combination), alone(name, combination.dtype, combination.native)
         for _ in range(BATCHES // len(MODELS)):
             size = rng.randrange(4, 13)
-            while len(deck) < size:
-                deck = [*rng.sample(range(len(requests())), len(requests())), *deck]
-            chosen = list(dict.fromkeys(deck.pop() for _ in range(size)))  # two shuffles may meet inside a batch
+            chosen: list[int] = []
+            again: list[int] = []  # two shuffles may meet inside a batch
+            while len(chosen) < size:
+                if not deck:
+                    deck = rng.sample(range(len(requests())), len(requests()))
+                card = deck.pop()
+                (again if card in chosen else chosen).append(card)
+            deck += again
             appearances.update(chosen)
             if combination.caching and rng.random() < 0.1:
                 core.reset_prefix_cache()
