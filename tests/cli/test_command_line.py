@@ -63,6 +63,7 @@ def test_what_the_terminal_cannot_show_is_escaped():
 
 def test_ctrl_c_while_modules_load_is_quiet():
     script = "import os, signal, sys\nsys.modules['typer'] = None\nimport openglm.cli.main as m\n"
+    script += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background inherits that it is ignored
     script += "m._verb = lambda name: os.kill(os.getpid(), signal.SIGINT)\nm.main(['parse'])"
     done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGINT, "", "")
