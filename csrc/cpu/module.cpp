@@ -79,12 +79,21 @@ PyObject* run(const Arguments& arguments, F&& body) {
     Py_RETURN_NONE;
 }
 
-void free_linear(PyObject* capsule) {
-    auto* w = static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear));
+void release(Linear* w) {
     free_aligned(w->data, w->bytes);
     if (w->bias) free_aligned(w->bias, 0);
     if (w->scale) free_aligned(w->scale, 0);
     delete w;
+}
+
+void free_linear(PyObject* capsule) { release(static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear))); }
+
+// Destructor of the capsules that keep the capsules they are made of alive.
+template <class Owned>
+void free_owned(PyObject* capsule) {
+    auto* owned = static_cast<Owned*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
+    Py_DECREF(owned->owner);
+    delete owned;
 }
 
 float widen(const void* p, size_t i, DType dtype) {
@@ -163,10 +172,7 @@ PyObject* pack_linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
         Py_END_ALLOW_THREADS;
     }
     if (!complete || !lossless) {
-        free_aligned(w->data, w->bytes);
-        if (w->bias) free_aligned(w->bias, 0);
-        if (w->scale) free_aligned(w->scale, 0);
-        delete w;
+        release(w);
         if (!complete) return PyErr_NoMemory();
         Py_RETURN_NONE;
     }
@@ -179,12 +185,6 @@ struct OwnedExperts {
     std::vector<float> bias;
     PyObject* owner;  // keeps the capsules alive
 };
-
-void free_experts(PyObject* capsule) {
-    auto* owned = static_cast<OwnedExperts*>(PyCapsule_GetPointer(capsule, kExperts));
-    Py_DECREF(owned->owner);
-    delete owned;
-}
 
 bool read_capsules(PyObject* sequence, std::vector<Linear*>& into) {
     const Py_ssize_t size = PyTuple_Size(sequence);
@@ -224,19 +224,13 @@ PyObject* pack_experts(PyObject*, PyObject* const* items, Py_ssize_t count) {
     owned->owner = parts;
     owned->experts = {num_experts,         top_k,          slots > static_cast<size_t>(num_experts), normalise != 0, scaling, router,
                       owned->bias.data(), owned->gate.data(), owned->up.data(),                       owned->down.data()};
-    return PyCapsule_New(owned, kExperts, free_experts);
+    return PyCapsule_New(owned, kExperts, free_owned<OwnedExperts>);
 }
 
 struct OwnedLayer {
     Layer layer;
     PyObject* owner;  // keeps the capsules alive
 };
-
-void free_layer(PyObject* capsule) {
-    auto* owned = static_cast<OwnedLayer*>(PyCapsule_GetPointer(capsule, kLayer));
-    Py_DECREF(owned->owner);
-    delete owned;
-}
 
 // pack_layer((qkv, o, experts) or (qkv, o, gate, up, down), hidden, q_heads, rotary_dim, eps, scale, input_norm, post_norm, q_norm,
 // k_norm) -> capsule. The norms stay the caller's.
@@ -275,7 +269,7 @@ PyObject* pack_layer(PyObject*, PyObject* const* items, Py_ssize_t count) {
     }
     if (!whole) return nullptr;
     Py_INCREF(parts);
-    return PyCapsule_New(new OwnedLayer{layer, parts}, kLayer, free_layer);
+    return PyCapsule_New(new OwnedLayer{layer, parts}, kLayer, free_owned<OwnedLayer>);
 }
 
 struct OwnedTrunk {
@@ -284,12 +278,6 @@ struct OwnedTrunk {
     long long vocabulary, positions;
     PyObject* owner;  // keeps the capsules alive
 };
-
-void free_trunk(PyObject* capsule) {
-    auto* owned = static_cast<OwnedTrunk*>(PyCapsule_GetPointer(capsule, kTrunk));
-    Py_DECREF(owned->owner);
-    delete owned;
-}
 
 // pack_trunk(layers, embedding, rows of it, norm, rope, rows of it) -> capsule. The tensors behind the addresses stay the caller's.
 PyObject* pack_trunk(PyObject*, PyObject* const* items, Py_ssize_t count) {
@@ -316,19 +304,13 @@ PyObject* pack_trunk(PyObject*, PyObject* const* items, Py_ssize_t count) {
     owned->trunk.num_layers = static_cast<int>(size);
     Py_INCREF(layers);
     owned->owner = layers;
-    return PyCapsule_New(owned, kTrunk, free_trunk);
+    return PyCapsule_New(owned, kTrunk, free_owned<OwnedTrunk>);
 }
 
 struct OwnedMtp {
     Mtp mtp;
     PyObject* owner;  // keeps the capsules alive
 };
-
-void free_mtp(PyObject* capsule) {
-    auto* owned = static_cast<OwnedMtp*>(PyCapsule_GetPointer(capsule, kMtp));
-    Py_DECREF(owned->owner);
-    delete owned;
-}
 
 // pack_mtp((eh, layer, head), embedding, enorm, hnorm, norm, rope) -> capsule. The tensors behind the addresses stay the caller's.
 PyObject* pack_mtp(PyObject*, PyObject* const* items, Py_ssize_t count) {
@@ -348,7 +330,7 @@ PyObject* pack_mtp(PyObject*, PyObject* const* items, Py_ssize_t count) {
     if (!mtp.eh || !owned || !mtp.head) return nullptr;
     mtp.layer = &owned->layer;
     Py_INCREF(parts);
-    return PyCapsule_New(new OwnedMtp{mtp, parts}, kMtp, free_mtp);
+    return PyCapsule_New(new OwnedMtp{mtp, parts}, kMtp, free_owned<OwnedMtp>);
 }
 
 PyObject* linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
