@@ -10,6 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mutation import mutated
 
 GOOD = {
     "model": "scripted",
@@ -139,27 +140,7 @@ def test_mutated_requests_never_break_the_server(client):
     """Bytes flipped, cut, doubled and exchanged in a good request; the seed makes a failure repeatable."""
     source = random.Random(20)
     good = json.dumps(GOOD, ensure_ascii=False).encode()
-    snippets = (b"null", b"-1", b"1e400", b'"\\ud800"', b"[[[[", b"{}", b"NaN", b"\x00", b'""', b"true", b"99999999999999999999999")
-
-    def mutate(number):
-        data = bytearray(good)
-        for _ in range(source.randint(1, 4)):
-            at = source.randrange(len(data))
-            match source.randrange(5):
-                case 0:
-                    data[at] = source.randrange(256)
-                case 1:
-                    del data[at : at + source.randrange(20)]
-                case 2:
-                    data[at:at] = source.choice(snippets)
-                case 3:
-                    data[at : at + 4] = source.choice(snippets)
-                case 4:
-                    data[at:at] = data[max(0, at - 30) : at]
-            data = data or bytearray(b"{")
-        return bytes(data)
-
-    bodies = [mutate(i) for i in range(150)]
+    bodies = [mutated(source, good) for _ in range(150)]
     with ThreadPoolExecutor(8) as pool:
         for response in pool.map(lambda body: client.post("/chat/completions", content=body, headers=JSON_HEADERS), bodies):
             check(response)
