@@ -13,22 +13,24 @@ from typing import Annotated
 
 import typer
 
+from openglm.config.train import TrainConfig
+
 
 def command(
     recipe: Annotated[str, typer.Argument(help="What to train. `nano` is the embedded model, from scratch.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run: settings, log, resumable state, finished model.")] = Path("runs/nano"),
     resume: Annotated[bool, typer.Option(help="Go on from the last saved step of the run in --out.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the main stage; a short one that teaches drafting follows.")] = 3000,
-    tokens_per_step: Annotated[int, typer.Option(min=64, help="Tokens in one step, over all workers.")] = 8192,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Seed of weights, data and tokenizer.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the main stage; a short one that teaches drafting follows.")] = TrainConfig.num_steps,
+    tokens_per_step: Annotated[int, typer.Option(min=64, help="Tokens in one step, over all workers.")] = TrainConfig.tokens_per_step,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = TrainConfig.learning_rate,
+    seed: Annotated[int, typer.Option(help="Seed of weights, data and tokenizer.")] = TrainConfig.seed,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes of one thread each; 0 means one per core.")] = 0,
 ) -> None:
     """Train a model from scratch on generated data.
 
     The run can be stopped at any time and continued with --resume; it then sees the data it would have seen.
 
-      glm train nano --out runs/nano            about an hour and a half on two cores
+      glm train nano --out runs/nano            about two hours and a half on two cores
       glm train nano --out runs/try --steps 50  a few minutes, to see it work
     """
     from openglm.env import worker_place

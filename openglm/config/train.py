@@ -13,7 +13,7 @@ class TrainConfig:
     (Muon momentum, update RMS, weight decay, MTP weights, balance rates); the learning rate is that of small models.
     """
 
-    num_steps: int = 3000
+    num_steps: int = 3600
     tokens_per_step: int = 8192  # whole documents, so a batch overshoots by less than one document
     max_document_tokens: int = 1024
     seed: int = 1
