@@ -13,7 +13,7 @@ class TrainConfig:
     (Muon momentum, update RMS, weight decay, MTP weights, balance rates); the learning rate is that of small models.
     """
 
-    num_steps: int = 3600
+    num_steps: int = 3000
     tokens_per_step: int = 8192  # whole documents, so a batch overshoots by less than one document
     max_document_tokens: int = 1024
     seed: int = 1
@@ -33,6 +33,8 @@ class TrainConfig:
     prompt_weight: float = 0.2  # loss on prompt tokens, so that schemas are read; it fades to 0 at `prompt_until`
     prompt_until: float = 0.3
     mixture_from: float = 0.0  # progress at which the mixture of tasks begins; steps cover the rest of the way to 1
+    refine_steps: int = 800  # steps of a second stage: the late mixture again, from a lower peak
+    refine_learning_rate: float = 1e-3
     draft_steps: int = 240  # steps of a last stage that trains the MTP layer alone, chained on its own state
     draft_depth: int = 3
     draft_learning_rate: float = 1e-3
@@ -41,14 +43,34 @@ class TrainConfig:
     save_every: int = 100
     log_every: int = 20
 
+    @property
+    def all_steps(self) -> int:
+        """Steps of the three stages together."""
+        return self.num_steps + self.refine_steps + self.draft_steps
+
+    def shortened(self, num_steps: int) -> TrainConfig:
+        """The same run with so many steps in the first stage, and the others in proportion."""
+        share = num_steps / self.num_steps
+        refine_steps, draft_steps = (max(1, round(steps * share)) if steps else 0 for steps in (self.refine_steps, self.draft_steps))
+        return replace(self, num_steps=num_steps, refine_steps=refine_steps, draft_steps=draft_steps)
+
+    def refining(self) -> TrainConfig:
+        """The settings of the second stage: all of it is late phase."""
+        stage = self._later_stage(self.refine_steps, self.refine_learning_rate, seed=self.seed + 2)
+        return replace(stage, late_start=0.0)
+
     def drafting(self) -> TrainConfig:
-        """The settings of the last stage: other data of the late mixture, no prompt loss."""
+        """The settings of the last stage, which trains the MTP layer."""
+        return self._later_stage(self.draft_steps, self.draft_learning_rate, seed=self.seed + 1)
+
+    def _later_stage(self, num_steps: int, learning_rate: float, *, seed: int) -> TrainConfig:
+        """Other data of the late mixture, no prompt loss."""
         return replace(
             self,
-            num_steps=self.draft_steps,
-            seed=self.seed + 1,
-            learning_rate=self.draft_learning_rate,
-            warmup_steps=min(10, self.draft_steps),
+            num_steps=num_steps,
+            seed=seed,
+            learning_rate=learning_rate,
+            warmup_steps=min(10, num_steps),
             mixture_from=self.late_start,
             prompt_weight=0.0,
         )

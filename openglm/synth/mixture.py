@@ -36,7 +36,7 @@ class Task:
 # Arithmetic and copying come early (they are learned in minutes), calls are there all along, and the late mix keeps requests
 # with and without a fitting tool in balance: deciding between them is the last skill to arrive. Nothing ever drops to zero.
 TASKS: Mapping[str, Task] = {
-    "add": Task(arithmetic.add, 0.26, 0.06),
+    "add": Task(arithmetic.add, 0.34, 0.10),
     "add3": Task(arithmetic.add3, 0.03, 0.01),
     "sub": Task(arithmetic.sub, 0.06, 0.02),
     "mul_digit": Task(arithmetic.mul_digit, 0.06, 0.02),
@@ -47,11 +47,11 @@ TASKS: Mapping[str, Task] = {
     "dialogue": Task(smalltalk.dialogue, 0.03, 0.01),
     "extract_json": Task(extraction.extract_json, 0.03, 0.01),
     "sort_numbers": Task(extraction.sort_numbers, 0.01, 0.01),
-    "tool_call": Task(tool_tasks.tool_call, 0.20, 0.34),
+    "tool_call": Task(tool_tasks.tool_call, 0.16, 0.32),
     "tool_call_parallel": Task(tool_tasks.tool_call_parallel, 0.02, 0.02),
     "follow_up": Task(tool_tasks.follow_up, 0.02, 0.01),
     "tool_session": Task(tool_tasks.tool_session, 0.05, 0.04),
-    "no_tool": Task(tool_tasks.no_tool, 0.11, 0.30),
+    "no_tool": Task(tool_tasks.no_tool, 0.07, 0.28),
     "tools_unneeded": Task(tool_tasks.tools_unneeded, 0.02, 0.02),
     "tool_result": Task(tool_tasks.tool_result, 0.06, 0.18),
 }

@@ -23,18 +23,16 @@ from openglm.train.data import Batch, heldout_batches
 from openglm.train.loop import HELDOUT_SEED, Report, Trainer
 from openglm.train.loss import weighted_sum
 from openglm.train.optimizers import build_optimizers
-from openglm.train.state import load_weights
 from openglm.train.workers import Workers
 
 _TASKS = ("tool_call", "tool_result", "no_tool", "add")
 
 
 class DraftTrainer(Trainer):
-    """A run in a folder inside that of the finished run whose weights it starts from."""
+    """A run that starts from the weights of a finished one."""
 
     def __init__(self, folder: Path, architecture: ModelConfig, config: TrainConfig, tokenizer: Tokenizer, workers: Workers) -> None:
         super().__init__(folder, architecture, config, tokenizer, workers)
-        load_weights(folder.parent, self.model)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name.startswith("mtp."))
         self.optimizers = build_optimizers(self.model, config)

@@ -31,7 +31,7 @@ from openglm.train.data import Batch, heldout_batches, training_batch
 from openglm.train.loss import pretrain_losses
 from openglm.train.optimizers import build_optimizers
 from openglm.train.score import teacher_forced_accuracy
-from openglm.train.state import STATE_FILE, load_state, save_state
+from openglm.train.state import STATE_FILE, load_state, load_weights, save_state
 from openglm.train.workers import Workers
 
 Report = dict[str, float]
@@ -73,8 +73,10 @@ class Trainer:
         *,
         workers: Workers = Workers(),
         resume: bool = False,
+        weights_from: Path | None = None,
     ) -> Trainer:
-        """Start a run in `folder`, or take up the one that is there; refuses to mix two runs."""
+        """Start a run in `folder`, or take up the one that is there; refuses to mix two runs. A new run begins with the weights of
+        the run in `weights_from`, else with random ones."""
         settings = {"model": architecture.to_hf(), "train": dataclasses.asdict(config)}
         record = folder / "run.json"
         started = (folder / STATE_FILE).exists()
@@ -89,6 +91,8 @@ class Trainer:
         if started:
             progress = load_state(folder, trainer.model, trainer.optimizers)
             trainer.step, trainer.tokens, trainer.seconds = int(progress["step"]), int(progress["tokens"]), progress["seconds"]
+        elif weights_from is not None:
+            load_weights(weights_from, trainer.model)
         if workers.is_first:
             record.write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
             _truncate_log(folder / "log.jsonl", trainer.step)
@@ -115,6 +119,7 @@ class Trainer:
                 report(line)
             if finished or self.step % self.config.save_every == 0:
                 self.save()
+        self.workers.meet()  # nobody reads the last state before the first worker has saved it
 
     def close(self) -> None:
         """Leave the folder to others."""

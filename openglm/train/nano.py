@@ -1,4 +1,4 @@
-"""The recipe of `glm-nano`, the embedded model: tokenizer, architecture, run, export. One call does all of it.
+"""The recipe of `glm-nano`, the embedded model: tokenizer, architecture, three stages, export. One call does all of it.
 
 `glm train nano --out DIR` is this file; the same seed on the same machine gives the same data, tokenizer and steps.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,14 +32,24 @@ def train_nano(folder: Path, config: TrainConfig, *, workers: Workers, resume: b
     tokenizer = _tokenizer(folder, config.seed)
     trainer = Trainer.open(folder, nano_config(tokenizer), config, tokenizer, workers=workers, resume=resume)
     trainer.run(report)
-    if config.draft_steps:
-        drafting = folder / "drafting"
-        trainer = DraftTrainer.open(drafting, trainer.model.config, config.drafting(), tokenizer, workers=workers, resume=drafting.exists())
-        trainer.run(lambda line: report(line | {"step": config.num_steps + line["step"]}))
+    done, stages = config.num_steps, [trainer]
+    for name, kind, settings in (("refinement", Trainer, config.refining()), ("drafting", DraftTrainer, config.drafting())):
+        if not settings.num_steps:
+            continue
+        place, source = folder / name, stages[-1].folder
+        stage = kind.open(place, trainer.model.config, settings, tokenizer, workers=workers, resume=place.exists(), weights_from=source)
+        stage.run(_counting_on(report, done))
+        done += settings.num_steps
+        stages.append(stage)
     target = folder / "model"
     if workers.is_first:
-        export(trainer, target, log=folder / "log.jsonl")
+        export(stages[-1], target, logs=[stage.folder / "log.jsonl" for stage in stages])
     return target
+
+
+def _counting_on(report: Callable[[Report], None], done: int) -> Callable[[Report], None]:
+    """`report`, with the steps of earlier stages added."""
+    return lambda line: report(line | {"step": done + line["step"]})
 
 
 def nano_config(tokenizer: Tokenizer) -> ModelConfig:
@@ -47,14 +57,15 @@ def nano_config(tokenizer: Tokenizer) -> ModelConfig:
     return replace(variant("glm-nano"), eos_token_id=tuple(tokenizer.stop_ids), pad_token_id=tokenizer.endoftext)
 
 
-def export(trainer: Trainer, target: Path, *, log: Path) -> None:
-    """Write the model in the official layout in bf16, with tokenizer, generation defaults and the training log and that of drafting."""
+def export(trainer: Trainer, target: Path, *, logs: Sequence[Path]) -> None:
+    """Write the model in the official layout in bf16, with tokenizer, generation defaults and the logs of the stages."""
     config = trainer.model.config
     save_model(trainer.model, target, dtype=torch.bfloat16)
-    shutil.copyfile(log.parent / "tokenizer.json", target / "tokenizer.json")
-    shutil.copyfile(log, target / "training_log.jsonl")
-    if trainer.folder != log.parent:
-        shutil.copyfile(trainer.folder / "log.jsonl", target / "drafting_log.jsonl")
+    run = logs[0].parent
+    shutil.copyfile(run / "tokenizer.json", target / "tokenizer.json")
+    for log in logs:
+        name = "training" if log.parent == run else log.parent.name
+        shutil.copyfile(log, target / f"{name}_log.jsonl")
     defaults = {"eos_token_id": list(config.eos_token_id), "pad_token_id": config.pad_token_id, "temperature": 0.0}
     (target / "generation_config.json").write_text(json.dumps(defaults, indent=2) + "\n", "utf-8")
 

@@ -49,6 +49,10 @@ class Workers:
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = gradient.view_as(parameter)
 
+    def meet(self) -> None:
+        """Wait until every worker is here."""
+        self.sum(torch.zeros(1))
+
     def leave(self) -> None:
         """Part from the other workers."""
         if self.count > 1:

@@ -22,7 +22,7 @@ def finished(tmp_path, architecture, tokenizer):
 
 def drafting(trainer: Trainer, num_steps: int) -> DraftTrainer:
     config = replace(CONFIG, draft_steps=num_steps).drafting()
-    return DraftTrainer.open(trainer.folder / "drafting", trainer.model.config, config, trainer.tokenizer)
+    return DraftTrainer.open(trainer.folder / "drafting", trainer.model.config, config, trainer.tokenizer, weights_from=trainer.folder)
 
 
 def test_only_the_mtp_layer_changes_and_its_later_drafts_improve(finished):

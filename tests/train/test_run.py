@@ -59,7 +59,7 @@ def test_loss_falls_and_the_exported_model_loads(tmp_path, architecture, tokeniz
     trainer.run(lines.append)
     assert lines[-1]["loss"] < lines[0]["loss"] - 0.3
     assert "heldout/add" in lines[-1] and 0 <= lines[-1]["heldout/mtp_draft"] <= 1
-    export(trainer, tmp_path / "model", log=tmp_path / "log.jsonl")
+    export(trainer, tmp_path / "model", logs=[tmp_path / "log.jsonl"])
     loaded = load_model(tmp_path / "model", dtype=torch.float32)
     for name, value in trainer.model.state_dict().items():
         rounded = value if "correction_bias" in name else value.bfloat16().float()
