@@ -137,6 +137,7 @@ def _engines(
         max_num_seqs=max_num_seqs,
         kv_cache_tokens=max(_CONTEXT, 512 * max_num_seqs),
         threads=threads,
+        owns_machine=True,
         seed=0,
     )
     first = load_engine(config)

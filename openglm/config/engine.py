@@ -66,6 +66,9 @@ class EngineConfig:
     deterministic: bool | None = None
     """Results of a request do not depend, bit for bit, on what else is in the batch."""
     threads: int | None = None
+    """Of the CPU kernels. None means all cores, but for a model that is fast anyway only those that clients and server can spare."""
+    owns_machine: bool = False
+    """No server and no clients need the other cores."""
     native_kernels: bool | None = None
     """Run on the native CPU kernels (`openglm.ops.cpu`); None means where they can run."""
     quantization: Literal["fp8", "int8"] | None = None
@@ -133,6 +136,8 @@ class ResolvedEngineConfig:
     enable_prefix_caching: bool
     row_tile: int | None
     threads: int | None
+    torch_threads: int | None
+    """Of torch's own operations, which between native kernels are too small to share."""
     native_kernels: bool
     quantization: Literal["fp8", "int8"] | None
     seed: int | None
@@ -206,8 +211,9 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
             reasons.append("deterministic: fixed row tiles cost little at this size; the same request gives the same tokens in any batch")
     threads = config.threads
     if threads is None and on_cpu:
-        threads = 1 if parameters < ONE_THREAD_PARAMETERS else machine.cores
-        if threads == 1:
+        light = parameters < ONE_THREAD_PARAMETERS
+        threads = 1 if light and not (native and config.owns_machine) else machine.cores
+        if light and threads == 1:
             reasons.append("threads 1: at this size waiting for other threads costs what they would save; the other cores serve clients")
     resolved = ResolvedEngineConfig(
         device=machine.device,
@@ -222,6 +228,7 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         enable_prefix_caching=config.enable_prefix_caching,
         row_tile=ROW_TILE if deterministic else None,
         threads=threads,
+        torch_threads=1 if native and parameters < ONE_THREAD_PARAMETERS else threads,
         native_kernels=native,
         quantization=config.quantization,
         seed=config.seed,

@@ -118,7 +118,7 @@ class EngineCore:
             return None
         if config.speculative_method == "ngram":
             return NgramProposer(config.max_num_seqs, longest=config.prompt_lookup_max, shortest=config.prompt_lookup_min)
-        return MTPProposer(self.runner, config, num_tokens=self.num_tokens, observer=self.depth_policy)
+        return MTPProposer(self.runner, config, num_tokens=self.num_tokens)
 
     @property
     def has_work(self) -> bool:
@@ -256,6 +256,12 @@ class EngineCore:
         self.scheduler.reset_counters()
         self.constrainer.reset_counts()
 
+    def start_over(self) -> None:
+        """Make an idle engine as it was before its first request: no cached prefix, no counts, the same seeds for requests without."""
+        self.reset_prefix_cache()
+        self.reset_stats()
+        self._num_arrivals = 0
+
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""
         self.scheduler.forget()
@@ -388,18 +394,19 @@ class EngineCore:
 
     def _measure(self, batch: Batch, num_drafts: int, seconds: float) -> None:
         """Tell the depth policy what a step cost that did nothing but decode."""
-        if all(span.num_rows == span.num_logits for span in batch.spans):
+        if self.depth_policy.measures and all(span.num_rows == span.num_logits for span in batch.spans):
             length = _mean_length(span.sequence for span in batch.spans)
             self.depth_policy.observe_step(len(batch.spans), num_drafts, length, seconds)
-        else:
-            self.depth_policy.skip_step()
 
     def _draft(self, settled: Seq[Settled], hidden: Tensor) -> None:
         """Bring the proposer up to date with the settled tokens and take its drafts for the next step."""
         if self.proposer is None or not settled:
             return
         settled = self._choose_depths(settled)
-        for item, drafts in zip(settled, self.proposer.propose(settled, hidden), strict=True):
+        proposed = self.proposer.propose(settled, hidden)
+        if not any(item.depth for item in settled):
+            return
+        for item, drafts in zip(settled, proposed, strict=True):
             item.sequence.drafts = drafts or []
             self.constrainer.cut_drafts(item.sequence)
             if drafts is None:

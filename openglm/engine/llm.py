@@ -104,6 +104,7 @@ class LLM:
             enable_prefix_caching=enable_prefix_caching,
             deterministic=deterministic,
             threads=threads,
+            owns_machine=True,
             native_kernels=native_kernels,
             quantization=quantization,
             seed=seed,

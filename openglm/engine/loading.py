@@ -16,6 +16,7 @@ from openglm import env, ops
 from openglm.checkpoint import load_config, load_model
 from openglm.config import ModelConfig, variant
 from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
+from openglm.engine.calibration import calibrate
 from openglm.engine.core import EngineCore
 from openglm.engine.draft_check import what_is_wrong
 from openglm.engine.grammar import AnswerMarks, Vocabulary
@@ -54,8 +55,8 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     model_config = load_config(directory) if directory is not None else variant(config.model or "")
     machine = this_machine(config.device)
     resolved, reasons = resolve(config, model_config, machine)
-    if resolved.threads is not None:
-        torch.set_num_threads(resolved.threads)
+    if resolved.threads is not None and resolved.torch_threads is not None:
+        torch.set_num_threads(resolved.torch_threads)
         ops.cpu.set_num_threads(resolved.threads)
     tell("loading weights")
     tokenizer: Tokenizer | None = None
@@ -156,13 +157,13 @@ def this_machine(device: str = "auto") -> Machine:
 
 
 def warm_up(core: EngineCore) -> None:
-    """Run one short request, so that the first user does not pay for lazy initialisation; leaves no trace in the cache."""
+    """Run one short request, so that the first user does not pay for lazy initialisation, and measure what drafts cost."""
     prompt = [i % core.num_tokens for i in range(min(_WARM_UP_TOKENS, core.config.max_model_len - 1))]
     core.add(GenerationRequest("warm-up", prompt, SamplingParams(max_tokens=4, top_p=0.9, seed=0, ignore_eos=True)))
     while core.has_work:
         core.step()
-    core.reset_stats()
-    core.depth_policy.reset()  # a cold machine is no measure
+    calibrate(core)
+    core.start_over()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -19,10 +19,7 @@ not depend on when it was written.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,18 +32,6 @@ from openglm.engine.speculation import Settled
 from openglm.ops import PAGE_SIZE
 
 
-class PassObserver(Protocol):
-    """Who wants to know what drafting costs."""
-
-    def observe_pass(self, depth: int, num_sequences: int, seconds: float) -> None:
-        """The pass that made the draft at `depth` (from 0 on) for so many sequences took so long."""
-        ...
-
-    def observe_catch_up(self) -> None:
-        """This time entries that had waited were written too, so the step's time says nothing."""
-        ...
-
-
 class MTPProposer:
     """Drafts with the model's own multi-token-prediction layer."""
 
@@ -56,39 +41,33 @@ class MTPProposer:
         config: ResolvedEngineConfig,
         *,
         num_tokens: int,
-        observer: PassObserver | None = None,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Ids from `num_tokens` on are padding and never proposed."""
         self._runner = runner
         self._num_tokens = num_tokens
-        self._observer = observer
-        self._clock = clock
         self._waiting = [_Waiting() for _ in range(config.max_num_seqs)]  # by the sequences' rows
         self._widest_kept = 2 * config.max_num_seqs  # steps with more rows are copied from, so that no large one outlives its step
 
     def propose(self, settled: Seq[Settled], hidden: Tensor) -> list[list[int] | None]:
         """Write or retain what the step settled, and chain as many drafts as each sequence wants."""
-        start = self._clock()
         layer = self._runner.model.mtp
         packed = None if layer is None else layer.packed
-        caught_up = self._settle(settled, hidden, chain_writes=packed is not None)
+        self._settle(settled, hidden, chain_writes=packed is not None)
         drafts: list[list[int] | None] = [[] for _ in settled]
         wanting = [i for i, item in enumerate(settled) if item.depth > 0]
         if wanting and packed is not None:
-            self._chain_at_once(packed, settled, wanting, hidden, drafts, None if caught_up else start)
+            self._chain_at_once(packed, settled, wanting, hidden, drafts)
         elif wanting:
-            self._chain(settled, wanting, hidden, drafts, None if caught_up else start)
+            self._chain(settled, wanting, hidden, drafts)
         return drafts
 
-    def _settle(self, settled: Seq[Settled], hidden: Tensor, *, chain_writes: bool) -> bool:
+    def _settle(self, settled: Seq[Settled], hidden: Tensor, *, chain_writes: bool) -> None:
         """Entries of all positions but those that drafting writes: the last of each sequence that drafts, or with `chain_writes` all that
-        it settled. Returns whether a drafting sequence had some waiting."""
+        it settled."""
         spans: list[Span] = []
         rows: list[int] = []  # of `hidden`
         waited: list[tuple[Sequence, int, int]] = []  # with first position and number of entries
         states: list[Tensor] = []
-        caught_up = False
         for sequence, first_row, num_rows, start, depth in settled:
             waiting = self._waiting[sequence.row]
             if waiting.admission != sequence.admission:  # it (re)started with pages from the cache, which have all their entries
@@ -97,7 +76,6 @@ class MTPProposer:
                 waiting.add(hidden, first_row, num_rows, self._widest_kept)
                 continue
             if waiting.count:
-                caught_up |= depth > 0
                 waited.append((sequence, start - waiting.count, waiting.count))
                 states += waiting.take()
             count = num_rows if not depth else 0 if chain_writes else num_rows - 1
@@ -115,15 +93,10 @@ class MTPProposer:
                 next_tokens += span.sequence.tokens[span.start + 1 : span.start + 1 + span.num_rows]
             ids, ctx = self._runner.context(spans, next_tokens)
             self._runner.model.mtp_write_kv(ids, torch.cat(states) if len(states) > 1 else states[0], ctx)
-        return caught_up
 
-    def _chain(
-        self, settled: Seq[Settled], wanting: list[int], hidden: Tensor, drafts: list[list[int] | None], started: float | None
-    ) -> None:
-        """Draft from the last settled position on; `started` is None when the first pass is not to be measured."""
-        runner, observer = self._runner, self._observer
-        if started is None and observer is not None:
-            observer.observe_catch_up()
+    def _chain(self, settled: Seq[Settled], wanting: list[int], hidden: Tensor, drafts: list[list[int] | None]) -> None:
+        """Draft from the last settled position on."""
+        runner = self._runner
         states = runner.take(hidden, [settled[i].first_row + settled[i].num_rows - 1 for i in wanting])
         for step in range(max(settled[i].depth for i in wanting)):
             if step:
@@ -141,10 +114,6 @@ class MTPProposer:
                     chain.append(token)
                 else:
                     drafts[i] = None
-            now = self._clock()
-            if started is not None and observer is not None:
-                observer.observe_pass(step, len(wanting), now - started)
-            started = now
 
     def _chain_at_once(
         self,
@@ -153,10 +122,9 @@ class MTPProposer:
         wanting: list[int],
         hidden: Tensor,
         drafts: list[list[int] | None],
-        started: float | None,
     ) -> None:
-        """`_chain`, and the entries before it, as one call of the native kernels; a pass is taken to cost its share of the whole."""
-        runner, observer = self._runner, self._observer
+        """`_chain`, and the entries before it, as one call of the native kernels."""
+        runner = self._runner
         if len(wanting) > 1:
             wanting = sorted(wanting, key=lambda i: -settled[i].depth)
         items = [settled[i] for i in wanting]
@@ -177,14 +145,6 @@ class MTPProposer:
         for i, item, chain, values in zip(wanting, items, chains, logits, strict=True):
             sound = all(map(math.isfinite, values[: item.depth]))
             drafts[i] = chain[: item.depth] if sound else None
-        if observer is None:
-            return
-        if started is None:
-            observer.observe_catch_up()
-            return
-        share = (self._clock() - started) / items[0].depth
-        for depth in range(items[0].depth):
-            observer.observe_pass(depth, sum(item.depth > depth for item in items), share)
 
 
 class _Waiting:

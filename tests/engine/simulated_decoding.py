@@ -22,6 +22,8 @@ class World:
     spikes: float = 0.02
     pace: Callable[[int], float] = lambda step: 1.0
     """How slow the machine is at a step."""
+    aftermath: float = 1.0
+    """How much slower the three steps behind one that drafted are, if they do not draft themselves."""
 
 
 @dataclass
@@ -51,6 +53,7 @@ def simulate(
     rng = random.Random(seed)
     run = Run()
     drafts: dict[str, int] = {}
+    since_drafts = 10
     for t in range(steps):
         count = sequences if isinstance(sequences, int) else sequences(t)
         ids = [f"{i}-{(t + 37 * i) // lifetime}" for i in range(count)]
@@ -66,15 +69,16 @@ def simulate(
             if depth:
                 policy.observe_verified(name, accepted, min(depth, accepted + 1))
         wobble = world.pace(t) * rng.lognormvariate(0.0, world.noise) * (3.0 if rng.random() < world.spikes else 1.0)
-        seconds = world.step_seconds(count, sum(pending)) * wobble
+        seconds = world.step_seconds(count, sum(pending)) * wobble * (world.aftermath if 0 < since_drafts <= 3 else 1.0)
         chosen = policy.choose([Candidate(name, 100) for name in ids], context)
         drafts = dict(zip(ids, chosen, strict=True))
+        since_drafts = 0 if any(chosen) else since_drafts + 1
         for depth in range(max(chosen)):
             drafting = sum(own > depth for own in chosen)
             passed = world.pass_seconds(depth, drafting) * world.pace(t) * rng.lognormvariate(0.0, world.noise)
-            policy.observe_pass(depth, drafting, passed)
             seconds += passed
-        policy.observe_step(count, sum(pending), context, seconds)
+        if policy.measures:
+            policy.observe_step(count, sum(pending), context, seconds)
         if t >= skip:
             run.tokens += tokens
             run.seconds += seconds

@@ -202,7 +202,7 @@ class RandomDepth:
     def ignore(self, *_):
         pass
 
-    observe_verified = observe_pass = observe_step = observe_catch_up = skip_step = forget = ignore
+    observe_verified = observe_step = forget = ignore
 
 
 def adjusted_params() -> list[SamplingParams]:

@@ -26,6 +26,14 @@ def test_a_large_model_keeps_its_dtype_and_uses_every_core():
     assert (resolved.dtype, resolved.row_tile, resolved.threads) == ("bfloat16", None, 8)
 
 
+def test_a_small_model_with_native_kernels_takes_every_core_where_no_server_needs_them():
+    machine = replace(CPU, native_kernels="avx2")
+    assert resolve(EngineConfig(), NANO, machine)[0].threads == 1
+    alone = resolve(EngineConfig(owns_machine=True), NANO, machine)[0]
+    assert (alone.threads, alone.torch_threads) == (8, 1)
+    assert resolve(EngineConfig(owns_machine=True), NANO, CPU)[0].threads == 1, "torch's threads cost more than they save"
+
+
 def test_what_was_asked_for_is_taken_and_not_explained():
     asked = EngineConfig(
         dtype="bfloat16",
