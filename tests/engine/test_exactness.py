@@ -202,6 +202,7 @@ class RandomDepth:
     def ignore(self, *_):
         pass
 
+    measures = False
     observe_verified = observe_step = forget = ignore
 
 
