@@ -26,7 +26,7 @@ def command(
     tokens: Annotated[int, typer.Option(min=2, help="server, offline: tokens per answer.")] = 128,
     quick: Annotated[bool, typer.Option("--quick", help="offline, kernels: a smoke run of seconds, whose figures mean nothing.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="kernels: threads of the kernels.")] = 1,
-    weights: Annotated[str, typer.Option(help="kernels: bfloat16, fp8 or int8.")] = "bfloat16",
+    weights: Annotated[str, typer.Option(help="kernels: bfloat16, fp8, int8, int4 or w8a8.")] = "bfloat16",
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
@@ -125,10 +125,12 @@ def _recovery(flags: list[str], streams: int, rounds: int, tell: Callable[[str],
 
 def _kernels(threads: int, weights: str, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
     from openglm.bench.kernels import measure_kernels
+    from openglm.config.engine import QUANTIZATIONS
     from openglm.errors import ConfigError
 
-    if weights not in ("bfloat16", "fp8", "int8"):
-        raise ConfigError(f"--weights must be bfloat16, fp8 or int8; got {weights!r}")
+    known = ("bfloat16", *QUANTIZATIONS)
+    if weights not in known:
+        raise ConfigError(f"--weights must be one of {', '.join(known)}; got {weights!r}")
     settings: dict[str, Any] = {"threads": threads, "weights": weights, "progress": tell}
     if quick:
         figures = measure_kernels(("glm-nano",), rows=(1, 2), contexts=(128,), seconds=0.01, **settings)
