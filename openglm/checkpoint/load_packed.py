@@ -10,6 +10,7 @@ FP8 checkpoints keep their codes: the bytes of a weight are moved, not computed.
 from __future__ import annotations
 
 import math
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -18,6 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from openglm.checkpoint.load import Piece, Progress, check_checkpoint, in_file_order
 from openglm.checkpoint.reader import DTYPES, Reader, StoredTensor
@@ -130,10 +132,11 @@ def _blocks(piece: Piece, targets: Sequence[PackedLinear], rows_per_expert: int)
 def _fill(reader: Reader, blocks: Sequence[Block], dtype: torch.dtype, threads: int) -> Iterator[tuple[Block, bool]]:
     """Fill all blocks on several threads; yields each with whether its format could hold it."""
     waiting: dict[Future[bool], Block] = {}
+    scratch = _Scratch()
     with ThreadPoolExecutor(max(1, threads)) as pool:
         try:
             for block in blocks:
-                waiting[pool.submit(_fill_one, reader, block, dtype)] = block
+                waiting[pool.submit(_fill_one, reader, block, dtype, scratch)] = block
                 if len(waiting) >= 4 * threads:
                     yield from _finished(waiting)
             while waiting:
@@ -148,14 +151,27 @@ def _finished(waiting: dict[Future[bool], Block]) -> Iterator[tuple[Block, bool]
         yield waiting.pop(future), future.result()
 
 
-def _fill_one(reader: Reader, block: Block, dtype: torch.dtype) -> bool:
+class _Scratch(threading.local):
+    """Memory of one thread for the block it is at: what is allocated anew for every block, the allocator keeps."""
+
+    memory = torch.empty(0, dtype=torch.uint8)
+
+    def tensor(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+        """An uninitialised matrix [rows, width], until the next call."""
+        num_bytes = rows * width * dtype.itemsize
+        if len(self.memory) < num_bytes:
+            self.memory = torch.empty(num_bytes, dtype=torch.uint8)
+        return self.memory[:num_bytes].view(dtype).view(rows, width)
+
+
+def _fill_one(reader: Reader, block: Block, dtype: torch.dtype, scratch: _Scratch) -> bool:
     stored, rows, target = block.stored, slice(block.first, block.last), block.target
     shape = block.last - block.first, stored.shape[1]
     scale = None if block.scale is None else reader.read(block.scale, rows).float().flatten()
     if scale is not None and target.format == "fp8":
-        codes = torch.empty(shape, dtype=DTYPES[stored.dtype])
+        codes = scratch.tensor(*shape, DTYPES[stored.dtype])
         reader.read_into(stored, codes, rows)
         return target.fill(block.at, codes, scale)
-    values = torch.empty(shape, dtype=dtype)
+    values = scratch.tensor(*shape, dtype)
     reader.read_into(stored, values, rows, scale=None if scale is None else scale.unsqueeze(1))
     return target.fill(block.at, values)
