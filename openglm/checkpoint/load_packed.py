@@ -4,7 +4,8 @@ No matrix ever exists unpacked: each is cut into blocks of rows of about two meg
 it in panel order (`ops.cpu`), in the order in which the blocks lie in the files. So the peak is the packed weights plus a few blocks per
 thread. Everything else of a model - embedding, norms, biases, routers - goes into its parameters.
 
-FP8 checkpoints keep their codes: the bytes of a weight are moved, not computed. Checked is the same as in `load_model`, before anything is read.
+FP8 checkpoints keep their codes: the bytes of a weight are moved, not computed. What is checked before anything is read is the same as
+in `load_model`.
 """
 
 from __future__ import annotations

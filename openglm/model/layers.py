@@ -216,7 +216,6 @@ class Experts(nn.Module):
         """x [T, H] -> weighted sum of the chosen experts [T, H] in fp32."""
         return ops.experts_mlp(x, routing, self.gate_up_proj, self.down_proj, row_tile=ctx.row_tile)
 
-
     def open_packed(self, name: str, to: ops.WeightFormat) -> tuple[ops.PackedLinear, ...]:
         """Give up the parameter "gate_up_proj" or "down_proj" and return the packed weights that take its rows, expert after expert."""
         experts, rows, width = getattr(self, name).shape

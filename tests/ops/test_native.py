@@ -236,7 +236,7 @@ def rounded_to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         low = _bf16_towards(group.amin(1, keepdim=True), -1)
         step = _bf16_towards((group.amax(1, keepdim=True) - low) / 15, 1)
         codes = torch.where(step > 0, ((group - low) / step).round(), 0)
-        assert 0 <= int(codes.min()) and int(codes.max()) <= 15
+        assert int(codes.min()) >= 0 and int(codes.max()) <= 15
         values.append(codes.double() * step.double() + low.double())
         steps.append(step.double().expand(group.shape))
     return torch.cat(values, 1), torch.cat(steps, 1)
@@ -304,9 +304,7 @@ def test_experts_without_tokens_and_tokens_of_one_expert():
     router, bias = torch.zeros(4, 32), torch.tensor([0.0, 5.0, 0.0, 0.0])
     gate_up, down, x = made(4, 32, 32, dtype=torch.float32), made(4, 32, 16, dtype=torch.float32), made(9, 32, dtype=torch.float32)
     experts = PackedExperts.pack(gate_up, down)
-    packed = PackedExperts(
-        experts, router=router, router_bias=bias, shared=None, num_experts_per_tok=1, norm_topk_prob=True, scaling=1.0
-    )
+    packed = PackedExperts(experts, router=router, router_bias=bias, shared=None, num_experts_per_tok=1, norm_topk_prob=True, scaling=1.0)
     expected = reference.swiglu.swiglu(x.double() @ gate_up[1].double().T) @ down[1].double().T
     assert_close(packed(x, torch.zeros_like(x)), expected, torch.float32)
 
