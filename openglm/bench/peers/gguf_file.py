@@ -32,7 +32,7 @@ _TOP = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "
 
 def write_gguf(checkpoint: Path, target: Path) -> None:
     """The checkpoint in BF16; norms, biases and routers in F32, as llama.cpp's own converter has them."""
-    import gguf
+    import gguf  # type: ignore[import-not-found]  # of the environment this runs in
 
     config = json.loads((checkpoint / "config.json").read_bytes())
     tensors = _mapped(checkpoint / "model.safetensors")
@@ -63,7 +63,7 @@ def write_gguf(checkpoint: Path, target: Path) -> None:
 
 def quantize(source: Path, target: Path, ftype: int, threads: int) -> None:
     """Another format of a BF16 file, by llama.cpp's rules for which tensor gets what."""
-    import llama_cpp
+    import llama_cpp  # type: ignore[import-not-found]  # of the environment this runs in
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.nthread = threads

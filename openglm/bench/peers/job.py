@@ -22,7 +22,7 @@ _FEWEST_STEPS = 6
 
 @dataclass(frozen=True)
 class Workload:
-    """One figure: `tokens` of a prompt ("prefill"), or steps of `batch` sequences behind `tokens` of context ("decode")."""
+    """One figure: a prompt of `tokens` ("prefill"), or steps of `batch` sequences behind `tokens` of context ("decode")."""
 
     kind: str
     tokens: int
@@ -84,8 +84,8 @@ def measure(
 ) -> None:
     """Run every workload and answer with its seconds per run or step; one that fails says why and the others go on.
 
-    `prefill(prompt)` computes the logits behind a prompt, with nothing cached. `start_decoding(prompt, batch)` puts the prompt before `batch`
-    sequences and returns `step(index, tokens)`, which computes the logits behind one more token of each. All sequences have the
+    `prefill(prompt)` computes the logits behind a prompt, with nothing cached. `start_decoding(prompt, batch)` puts the prompt before
+    `batch` sequences and returns `step(index, tokens)`, which computes the logits behind one more token of each. All sequences have the
     prompt in common and differ from then on, so they hit different experts.
     """
     prefill(random_tokens(16, job.num_tokens, 0))  # lazy initialisation is not measured

@@ -50,7 +50,7 @@ def ratios(found: PeerFigures) -> list[tuple[str, str, dict[str, float]]]:
 
 
 def shares_of_reading(found: PeerFigures) -> dict[str, dict[str, float]]:
-    """How much of the measured read bandwidth openglm's decoding steps reach with the bytes they must read, by format and workload."""
+    """Share of the measured read bandwidth that openglm's decoding reaches with what it must read, by format and workload."""
     config = slice_config(found.setting.slice, found.setting.scale)
     reading = {load.format: load.read_bytes_per_second for load in found.loads if load.read_bytes_per_second}
     shares: dict[str, dict[str, float]] = {}
@@ -75,8 +75,8 @@ def markdown(found: PeerFigures) -> str:
     lines = [
         f"# glm bench peers: slice {setting.slice}" + (f", scaled down {setting.scale} times" if setting.scale > 1 else ""),
         "",
-        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB, {machine.system}; Python {machine.python}, torch {machine.torch}, "
-        f"openglm {machine.openglm}. {setting.threads} threads each, medians of {found.rounds} rounds.",
+        f"{machine.cpu}, {machine.cores} cores, {machine.memory_gib} GiB, {machine.system}; Python {machine.python}, "
+        f"torch {machine.torch}, openglm {machine.openglm}. {setting.threads} threads each, medians of {found.rounds} rounds.",
         f"{shape.num_hidden_layers} layers, hidden {shape.hidden_size}, {shape.n_routed_experts} experts, vocabulary {shape.vocab_size}. "
         "All sequences of a decoding batch have their context in common and differ from then on.",
         "",

@@ -1,8 +1,8 @@
 """Who is measured when: round after round, every engine and format in a process of its own, one at a time.
 
 A round visits all of them, forwards and backwards in turn, so that a machine that gets slower or faster favours none. Every figure is
-appended to `results.jsonl` as soon as it is there; a run that is started again goes on where the last one stopped. Figures of other settings
-or of another machine are left alone and not counted.
+appended to `results.jsonl` as soon as it is there; a run that is started again goes on where the last one stopped. Figures of other
+settings or of another machine are left alone and not counted.
 """
 
 from __future__ import annotations
@@ -125,10 +125,9 @@ def measure_peers(plan: Plan, *, install: bool = False, progress: Callable[[str]
     folder = plan.out / (plan.slice if plan.scale == 1 else f"{plan.slice}-{plan.scale}")
     make_checkpoint(config, folder / "checkpoint", progress=progress)
     places, missing = _places(plan, install, progress)
-    store, done, failures = folder / "results.jsonl", {}, []
-    for figure in _read(store):
-        if figure.setting == setting:
-            done[figure.key] = figure
+    store = folder / "results.jsonl"
+    done = {figure.key: figure for figure in _read(store) if figure.setting == setting}
+    failures: list[str] = []
     loads: dict[tuple[str, str], Load] = {}
     for number in range(plan.rounds):
         pairs = [pair for pair in plan.contestants if pair[0] in places]
@@ -160,7 +159,8 @@ def measure_peers(plan: Plan, *, install: bool = False, progress: Callable[[str]
 
 
 def _places(plan: Plan, install: bool, progress: Callable[[str], None]) -> tuple[dict[str, environments.Environment], dict[str, str]]:
-    places, missing = {}, {}
+    places: dict[str, environments.Environment] = {}
+    missing: dict[str, str] = {}
     for engine in plan.engines:
         place = environments.find(engine, plan.out)
         if place.python is None and install and engine == "llama.cpp":
@@ -196,11 +196,11 @@ class _WorkerFailed(Exception):
 def _run_worker(engine: str, place: environments.Environment, job: Job) -> Iterator[dict[str, object]]:
     """The lines of one worker process, as they come."""
     command = [str(place.python), "-m", _WORKERS[engine]]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(command, env=place.variables, **streams) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=place.variables, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         said: list[bytes] = []
-        listener = threading.Thread(target=lambda: said.append(process.stderr.read()), daemon=True)
+        listener = threading.Thread(target=lambda errors=process.stderr: said.append(errors.read()), daemon=True)
         listener.start()
         alarm = threading.Timer(_WORKER_TIMEOUT_S, process.kill)
         alarm.start()

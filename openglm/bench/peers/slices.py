@@ -62,7 +62,7 @@ def slice_config(name: str, scale: int = 1) -> ModelConfig:
 
 
 def step_bytes(config: ModelConfig, bits: float, head_bits: float, batch: int, context: int) -> float:
-    """Bytes that a decoding step must read: weights, of experts those that `batch` tokens are expected to hit, head, bf16 keys and values."""
+    """Bytes that a decoding step must read: weights (of experts, those that `batch` tokens are expected to hit), head, bf16 KV."""
     h, m = config.hidden_size, config.moe_intermediate_size
     expert = 3 * h * m
     hit = config.n_routed_experts * (1 - (1 - config.num_experts_per_tok / config.n_routed_experts) ** batch)

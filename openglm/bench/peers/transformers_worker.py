@@ -23,7 +23,8 @@ def work() -> None:
     implementation = job.format.partition(" ")[2]
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         job.model, dtype=torch.bfloat16, experts_implementation=implementation, local_files_only=True
-    ).eval()
+    )
+    model.eval()
     answer(loaded_s=time.perf_counter() - started, version=f"transformers {transformers.__version__}, torch {torch.__version__}")
     prompts: dict[int, Any] = {}  # caches of prompts by length, as measured prompts are a function of their length
 
