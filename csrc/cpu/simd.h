@@ -66,10 +66,17 @@ inline pairs load_pairs_fp8(const uint8_t* p) {
 }
 // Thirty-two signed bytes as bf16, which has just enough bits for them.
 inline pairs load_pairs_int8(const int8_t* p) {
+#ifdef OPENGLM_ISA_BF16
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q + 1)));
+    return {(__m512i)_mm512_cvtne2ps_pbh(high, low)};
+#else
     const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     const __m512 second = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
     const __m512 first = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
     return {_mm512_or_si512(_mm512_castps_si512(second), _mm512_srli_epi32(_mm512_castps_si512(first), 16))};
+#endif
 }
 inline vec first_of(pairs w) { return {_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))}; }
 inline vec second_of(pairs w) { return {_mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))}; }

@@ -37,7 +37,7 @@ def test_the_slices_are_those_of_the_published_models():
     assert (air.num_hidden_layers, air.n_routed_experts, air.vocab_size, large.use_qk_norm) == (3, 128, 151552, True)
     assert round(num_parameters(air) / 1e9, 2) == 6.17
     assert 2 * num_parameters(large) < 12e9, "the weights in bf16 must leave room in 24 GB"
-    for name, scale in (("aer", 1), ("air", 0)):
+    for name, scale in (("water", 1), ("air", 0)):
         with pytest.raises(ConfigError, match="--slice"):
             slice_config(name, scale)
 
