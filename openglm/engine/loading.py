@@ -90,7 +90,7 @@ def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp:
 
     def progress(done: int, total: int) -> None:
         nonlocal told
-        if 100 * done >= total * (told + _TELL_EVERY_PERCENT):
+        if done == total or 100 * done >= total * (told + _TELL_EVERY_PERCENT):
             told = 100 * done // total
             tell(f"loading weights, {told} %")
 

@@ -83,7 +83,7 @@ def test_every_format_generates_and_says_how_far_loading_is(original, to):
     assert loaded.core.runner.model.layers[-1].self_attn.o_proj.packed.format == to
     assert loaded.core.runner.model.lm_head.packed.format == ("float32" if to == "fp8" else "int8")
     shares = [int(phase.split()[-2]) for phase in phases if phase.endswith("%")]
-    assert shares == sorted(shares) and shares[-1] == 100 and len(shares) <= 21
+    assert shares == sorted(set(shares)) and shares[-1] == 100 and len(shares) <= 21
 
 
 def test_an_unknown_quantization_is_refused_by_name():
