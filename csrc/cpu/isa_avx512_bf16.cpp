@@ -1,4 +1,4 @@
-// The kernels for AVX-512 with bf16 products; see simd.h for how one source serves every instruction set.
+// The kernels for AVX-512 with bf16 products and VNNI; see simd.h for how one source serves every instruction set.
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vnni")
 #define OPENGLM_ISA_AVX512
 #define OPENGLM_ISA_BF16
 

@@ -11,8 +11,9 @@
 
 namespace openglm {
 
-// fp8 (e4m3) in KV pages and weights, int8 in weights only. Both are exact in bf16, so their products are those of bf16 weights.
-enum class DType : int { f32 = 0, bf16 = 1, fp8 = 2, int8 = 3 };
+// fp8 (e4m3) in KV pages and weights, the rest below in weights only. fp8, int8 and int4 codes are exact in bf16, so their products are
+// those of bf16 weights. With w8a8 the activations become int8 as well, a scale for each row, and the sums are whole numbers.
+enum class DType : int { f32 = 0, bf16 = 1, fp8 = 2, int8 = 3, int4 = 4, w8a8 = 5 };
 
 // The nearest e4m3 code (ties to even) of a value within +-448; NaN for NaN.
 inline uint8_t to_fp8(float x) {
@@ -29,17 +30,33 @@ inline uint8_t to_fp8(float x) {
 constexpr int kPanel = 16;     // output columns side by side in a packed weight
 constexpr int kPageSize = 64;  // token slots of a KV page
 
-// A weight [N, K], packed by panels of 16 output columns: fp32 as [N/16][K][16], the others as [N/16][K/2][16][2]; zeros as padding.
-// 8-bit weights have a scale for every output column, by which its finished sum is multiplied.
+constexpr int kGroup = 128;    // inputs that share a step and a lowest value in int4
+
+struct Slab;
+struct WeightMemory {  // one block of it, from allocate_weight
+    void* data;
+    Slab* slab;
+    size_t bytes;
+};
+
+// A weight [N, K], packed by panels of 16 output columns, zeros as padding:
+//   f32           [N/16][K][16]
+//   bf16, fp8, int8  [N/16][K/2][16][2]
+//   w8a8          [N/16][K/4][16][4]
+//   int4          [N/16][K/8][16] words of eight codes: even inputs in the low half, odd ones in the high half, the first lowest
+// 8-bit weights have a scale for every output column, by which its finished sum is multiplied. int4 weights are low + step * code.
 struct Linear {
     DType dtype;
-    int n, k;          // true sizes
-    int panels;        // ceil(n / 16)
-    int k_padded;      // k rounded up to even
-    void* data;        // panels * k_padded * 16 elements, 64-byte aligned
-    size_t bytes;      // of data
-    float* bias;       // [panels * 16], or null
-    float* scale;      // [panels * 16], or null
+    int n, k;             // true sizes
+    int panels;           // ceil(n / 16)
+    int k_padded;         // k rounded up to 2; with int4 and w8a8 to 8
+    int num_groups;       // of int4: ceil(k_padded / 128)
+    void* data;
+    float* bias;          // [panels * 16], or null
+    float* scale;         // [panels * 16], or null
+    uint16_t* groups;     // of int4: bf16 [panels][num_groups][step, low][16]
+    int32_t* code_sums;   // of w8a8: [panels * 16], sums of codes over K
+    WeightMemory blocks[4];
 };
 
 // Routed and shared experts of one layer. `gate`, `up`, `down` have num_experts entries, and one more for the shared expert.
@@ -156,8 +173,22 @@ void parallel_for(int count, F&& body) {
 // Reads every byte once, with all threads; returns something of the result. For the ceiling that benchmarks compare with.
 uint64_t read_memory(const void* p, size_t bytes);
 
-// 64-byte aligned memory, on huge pages where it is large; zeroed.
+// 64-byte aligned memory, on huge pages where it is large; zeroed. Freed with the size it was asked for with.
 void* allocate_aligned(size_t bytes);
 void free_aligned(void* p, size_t bytes);
+// The same for what stays: blocks side by side on shared huge pages. `data` is null when memory is out.
+WeightMemory allocate_weight(size_t bytes);
+void free_weight(const WeightMemory& block);
+
+// A packed weight without rows yet, to be filled by pack_rows; null when memory is out.
+Linear* new_linear(int n, int k, DType dtype);
+bool set_bias(Linear& w, const float* bias);
+void free_linear(Linear* w);
+size_t linear_bytes(const Linear& w);
+// Rounds `count` rows [count, k] of `source` to the weight's format and stores them from row `first` on, with all threads if `shared`.
+// False when the format is bf16 and would lose bits. `scales` [count] or null: rows of an 8-bit weight are divided by them, by default
+// by the ones that make each row's largest element 448 (fp8) or 127 (int8, w8a8). A source in fp8 holds codes that an fp8 weight
+// takes over, with their scales.
+bool pack_rows(Linear& w, int first, int count, const void* source, DType dtype, const float* scales, bool shared);
 
 }  // namespace openglm

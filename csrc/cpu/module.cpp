@@ -1,14 +1,11 @@
-// The Python module `openglm.ops.cpu._native`: packs weights and runs kernels on addresses. Owns no maths and knows no torch:
+// The Python module `openglm.ops.cpu._native`: holds packed weights and runs kernels on addresses. Owns no maths and knows no torch:
 // `openglm.ops.cpu` checks every tensor (dtype, contiguity, sizes) and passes its address, so this builds in seconds with a C++
 // compiler alone and runs under every version of torch.
 #define Py_LIMITED_API 0x030B0000
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <algorithm>
-#include <bit>
 #include <chrono>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -79,14 +76,7 @@ PyObject* run(const Arguments& arguments, F&& body) {
     Py_RETURN_NONE;
 }
 
-void release(Linear* w) {
-    free_aligned(w->data, w->bytes);
-    if (w->bias) free_aligned(w->bias, 0);
-    if (w->scale) free_aligned(w->scale, 0);
-    delete w;
-}
-
-void free_linear(PyObject* capsule) { release(static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear))); }
+void free_weight_capsule(PyObject* capsule) { free_linear(static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear))); }
 
 // Destructor of the capsules that keep the capsules they are made of alive.
 template <class Owned>
@@ -96,87 +86,44 @@ void free_owned(PyObject* capsule) {
     delete owned;
 }
 
-float widen(const void* p, size_t i, DType dtype) {
-    if (dtype == DType::f32) return static_cast<const float*>(p)[i];
-    return std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(p)[i]) << 16);
-}
-
-// pack_linear(weight, dtype, n, k, bias_f32 or 0, target dtype, scale_f32 or 0) -> capsule; None when bf16 is asked for and would lose
-// bits. 8-bit targets divide each row by its scale, by default the one that makes its largest element 448 (fp8) or 127 (int8), and round.
-PyObject* pack_linear(PyObject*, PyObject* const* items, Py_ssize_t count) {
-    Arguments a(items, count, 7);
-    const void* source = a.address<const void>();
-    const DType dtype = a.dtype();
+// new_linear(n, k, dtype) -> capsule of a weight without rows
+PyObject* new_linear_capsule(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 3);
     const int n = a.number(), k = a.number();
-    const float* bias = a.address<const float>();
-    const DType target = a.dtype();
-    const float* given = a.address<const float>();
+    const DType dtype = a.dtype();
     if (!a.failed() && (n < 1 || k < 1)) a.fail("a weight needs at least one row and one column");
     if (a.failed()) return nullptr;
-    const bool scaled = target == DType::fp8 || target == DType::int8;
-    auto* w = new Linear{};
-    w->dtype = target;
-    w->n = n;
-    w->k = k;
-    w->panels = (n + kPanel - 1) / kPanel;
-    w->k_padded = (k + 1) / 2 * 2;
-    w->bytes = static_cast<size_t>(w->panels) * w->k_padded * kPanel * (target == DType::f32 ? 4 : scaled ? 1 : 2);
-    w->data = allocate_aligned(w->bytes);
-    const size_t columns = static_cast<size_t>(w->panels) * kPanel * 4;
-    if (bias) {
-        w->bias = static_cast<float*>(allocate_aligned(columns));
-        if (w->bias) std::memcpy(w->bias, bias, static_cast<size_t>(n) * 4);
-    }
-    if (scaled) w->scale = static_cast<float*>(allocate_aligned(columns));
-    bool lossless = true, complete = w->data && (!bias || w->bias) && (!scaled || w->scale);
-    if (complete) {
-        Py_BEGIN_ALLOW_THREADS;
-        std::vector<char> lost(w->panels);
-        parallel_for(w->panels, [&](int panel) {
-            for (int column = 0; column < kPanel && panel * kPanel + column < n; column++) {
-                const size_t row = static_cast<size_t>(panel) * kPanel + column;
-                const size_t base = static_cast<size_t>(panel) * w->k_padded * kPanel;
-                float scale = 1.0f;
-                if (scaled) {
-                    float most = 0.0f;
-                    bool finite = true;
-                    for (int i = 0; i < k && !given; i++) {
-                        const float magnitude = std::fabs(widen(source, row * k + i, dtype));
-                        finite = finite && magnitude - magnitude == 0.0f;
-                        most = std::max(most, magnitude);
-                    }
-                    scale = given ? given[row] : most / (target == DType::fp8 ? 448.0f : 127.0f);
-                    if (!finite) scale = NAN;  // shows in the output, as it would without quantization
-                    if (scale == 0.0f) scale = 1.0f;
-                    w->scale[row] = scale;
-                }
-                for (int i = 0; i < k; i++) {
-                    const float value = widen(source, row * k + i, dtype);
-                    const size_t place = base + (static_cast<size_t>(i / 2) * kPanel + column) * 2 + i % 2;
-                    if (target == DType::f32) {
-                        static_cast<float*>(w->data)[base + static_cast<size_t>(i) * kPanel + column] = value;
-                    } else if (target == DType::fp8) {
-                        static_cast<uint8_t*>(w->data)[place] = to_fp8(value / scale);
-                    } else if (target == DType::int8) {
-                        const float whole = std::nearbyintf(value / scale);
-                        static_cast<int8_t*>(w->data)[place] = static_cast<int8_t>(std::min(127.0f, std::max(-127.0f, whole)));
-                    } else {
-                        const uint32_t bits = std::bit_cast<uint32_t>(value);
-                        if (bits & 0xFFFF) lost[panel] = 1;
-                        static_cast<uint16_t*>(w->data)[place] = static_cast<uint16_t>(bits >> 16);
-                    }
-                }
-            }
-        });
-        for (char one : lost) lossless = lossless && !one;
-        Py_END_ALLOW_THREADS;
-    }
-    if (!complete || !lossless) {
-        release(w);
-        if (!complete) return PyErr_NoMemory();
-        Py_RETURN_NONE;
-    }
-    return PyCapsule_New(w, kLinear, free_linear);
+    Linear* w = new_linear(n, k, dtype);
+    return w ? PyCapsule_New(w, kLinear, free_weight_capsule) : PyErr_NoMemory();
+}
+
+// pack_rows(weight, first, count, rows, dtype of rows, scales or 0, with all threads) -> whether nothing was lost; see kernels.h
+PyObject* pack_rows_of(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 7);
+    auto* w = a.capsule<Linear>(kLinear);
+    const int first = a.number(), rows = a.number();
+    const void* source = a.address<const void>();
+    const DType dtype = a.dtype();
+    const float* scales = a.address<const float>();
+    const bool shared = a.number() != 0;
+    if (!a.failed() && (first < 0 || rows < 0 || first > w->n - rows)) a.fail("rows lie outside the weight");
+    if (!a.failed() && dtype == DType::fp8 && (w->dtype != DType::fp8 || !scales)) a.fail("fp8 rows need an fp8 weight and scales");
+    if (a.failed()) return nullptr;
+    bool lossless = true;
+    Py_BEGIN_ALLOW_THREADS;
+    lossless = pack_rows(*w, first, rows, source, dtype, scales, shared);
+    Py_END_ALLOW_THREADS;
+    return PyBool_FromLong(lossless);
+}
+
+// set_bias(weight, bias [n] fp32)
+PyObject* set_bias_of(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 2);
+    auto* w = a.capsule<Linear>(kLinear);
+    const float* bias = a.address<const float>();
+    if (a.failed()) return nullptr;
+    if (!set_bias(*w, bias)) return PyErr_NoMemory();
+    Py_RETURN_NONE;
 }
 
 struct OwnedExperts {
@@ -411,6 +358,7 @@ PyObject* measure_reading(PyObject*, PyObject* const* items, Py_ssize_t count) {
     double best = 0.0;
     volatile uint64_t kept = 0;
     Py_BEGIN_ALLOW_THREADS;
+    std::memset(memory, 1, bytes);  // pages that nobody has written are all one and the same
     for (int i = 0; i < 3; i++) {
         const auto start = std::chrono::steady_clock::now();
         kept = kept ^ read_memory(memory, bytes);
@@ -579,7 +527,7 @@ const Kernels* supported(int which) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (which == 0) return avx512 && __builtin_cpu_supports("avx512bf16") ? avx512_bf16_kernels() : nullptr;
+    if (which == 0) return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? avx512_bf16_kernels() : nullptr;
     if (which == 1) return avx512 ? avx512_kernels() : nullptr;
     return avx2 ? avx2_kernels() : nullptr;
 #else
@@ -632,15 +580,18 @@ PyObject* set_threads(PyObject*, PyObject* number) {
 
 PyObject* threads(PyObject*, PyObject*) { return PyLong_FromLong(num_threads()); }
 
-// num_bytes(capsule of a linear) -> bytes of its packed weight
+// num_bytes(capsule of a linear) -> bytes of its memory, scales and bias included
 PyObject* num_bytes(PyObject*, PyObject* capsule) {
     auto* w = static_cast<Linear*>(PyCapsule_GetPointer(capsule, kLinear));
-    return w ? PyLong_FromSize_t(w->bytes) : nullptr;
+    return w ? PyLong_FromSize_t(linear_bytes(*w)) : nullptr;
 }
 
-#define FAST(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
+#define FAST_AS(as, name) {as, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(name)), METH_FASTCALL, nullptr}
+#define FAST(name) FAST_AS(#name, name)
 PyMethodDef methods[] = {
-    FAST(pack_linear),
+    FAST_AS("new_linear", new_linear_capsule),
+    FAST_AS("pack_rows", pack_rows_of),
+    FAST_AS("set_bias", set_bias_of),
     FAST(pack_experts),
     FAST(pack_layer),
     FAST(pack_trunk),

@@ -1,12 +1,7 @@
-// The one thread pool of the kernels, and their aligned memory. Owns no maths.
+// The one thread pool of the kernels. Owns no maths.
 //
 // Workers spin for a short while after a job, because the next one of a step usually follows within microseconds, and then sleep.
-#include <sys/mman.h>
-
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <thread>
 #include <vector>
 
@@ -133,21 +128,5 @@ uint64_t read_memory(const void* p, size_t bytes) {
     });
     return total.load();
 }
-
-constexpr size_t kHugePage = size_t{2} << 20;
-
-void* allocate_aligned(size_t bytes) {
-    const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-    void* p = std::aligned_alloc(alignment, rounded ? rounded : alignment);
-    if (!p) return nullptr;
-#ifdef MADV_HUGEPAGE
-    if (bytes >= kHugePage) madvise(p, rounded, MADV_HUGEPAGE);
-#endif
-    std::memset(p, 0, rounded);
-    return p;
-}
-
-void free_aligned(void* p, size_t) { std::free(p); }
 
 }  // namespace openglm

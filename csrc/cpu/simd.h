@@ -66,13 +66,74 @@ inline pairs load_pairs_fp8(const uint8_t* p) {
 }
 // Thirty-two signed bytes as bf16, which has just enough bits for them.
 inline pairs load_pairs_int8(const int8_t* p) {
+#ifdef OPENGLM_ISA_BF16
+    const auto* q = reinterpret_cast<const __m128i*>(p);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(q + 1)));
+    return {(__m512i)_mm512_cvtne2ps_pbh(high, low)};
+#else
     const __m512i words = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     const __m512 second = _mm512_cvtepi32_ps(_mm512_srai_epi32(words, 16));
     const __m512 first = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 16), 16));
     return {_mm512_or_si512(_mm512_castps_si512(second), _mm512_srli_epi32(_mm512_castps_si512(first), 16))};
+#endif
 }
 inline vec first_of(pairs w) { return {_mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16))}; }
 inline vec second_of(pairs w) { return {_mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(static_cast<int>(0xFFFF0000u))))}; }
+
+// A word of eight 4-bit codes for each of sixteen columns, in the order of int4 weights; the next pair of codes comes with each `advance`.
+struct nibbles {
+    __m512i v;
+};
+inline nibbles load_nibbles(const uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline nibbles advance(nibbles w) { return {_mm512_srli_epi32(w.v, 4)}; }
+// The pair as bf16. The look-up takes five bits of a word, so a table of sixteen is there twice.
+inline pairs pairs_of(nibbles w) {
+    const __m512i table = _mm512_broadcast_i64x4(_mm256_setr_epi16(0x0000, 0x3F80, 0x4000, 0x4040, 0x4080, 0x40A0, 0x40C0, 0x40E0, 0x4100, 0x4110,
+                                                                   0x4120, 0x4130, 0x4140, 0x4150, 0x4160, 0x4170));
+    return {_mm512_permutexvar_epi16(w.v, table)};
+}
+inline vec first_of(nibbles w) {
+    return {_mm512_permutexvar_ps(w.v, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))};
+}
+inline vec second_of(nibbles w) { return first_of(nibbles{_mm512_srli_epi32(w.v, 16)}); }
+
+// Sixteen whole numbers, and sums of four products of int8 numbers each, without rounding or overflow.
+struct ivec {
+    __m512i v;
+};
+inline ivec load_whole(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+inline ivec whole_zero() { return {_mm512_setzero_si512()}; }
+inline ivec sub(ivec a, ivec b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline ivec times_128(ivec a) { return {_mm512_slli_epi32(a.v, 7)}; }
+inline vec to_float(ivec a) { return {_mm512_cvtepi32_ps(a.v)}; }
+// Four int8 codes of each of sixteen columns, in the form in which they are multiplied.
+#ifdef OPENGLM_ISA_BF16  // which comes with VNNI
+constexpr int kCodeOffset = 128;  // what is added to the codes of activations: the instruction takes one operand without sign
+struct quads {
+    __m512i v;
+};
+inline quads load_quads(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
+inline ivec dot(quads w, int32_t x, ivec sum) { return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(x), w.v)}; }
+#else
+constexpr int kCodeOffset = 0;
+struct quads {  // bytes 0 and 2, bytes 1 and 3 of each column
+    __m512i even, odd;
+};
+inline quads load_quads(const int8_t* p) {
+    const __m512i w = _mm512_loadu_si512(p);
+    return {_mm512_srai_epi16(_mm512_slli_epi16(w, 8), 8), _mm512_srai_epi16(w, 8)};
+}
+inline ivec dot(quads w, int32_t x, ivec sum) {
+    const __m512i all = _mm512_set1_epi32(x);
+    const __m512i even = _mm512_srai_epi16(_mm512_slli_epi16(all, 8), 8), odd = _mm512_srai_epi16(all, 8);
+    return {_mm512_add_epi32(sum.v, _mm512_add_epi32(_mm512_madd_epi16(w.even, even), _mm512_madd_epi16(w.odd, odd)))};
+}
+#endif
+// The nearest whole numbers of values within +-127, as bytes.
+inline void store_codes(int8_t* p, vec a) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
 
 #else  // AVX2 and FMA
 
@@ -168,6 +229,53 @@ inline vec first_of(pairs w) {
 inline vec second_of(pairs w) {
     __m256i mask = _mm256_set1_epi32(static_cast<int>(0xFFFF0000u));
     return {_mm256_castsi256_ps(_mm256_and_si256(w.lo, mask)), _mm256_castsi256_ps(_mm256_and_si256(w.hi, mask))};
+}
+
+struct nibbles {
+    __m256i lo, hi;
+};
+inline nibbles load_nibbles(const uint32_t* p) {
+    const auto* q = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline nibbles advance(nibbles w) { return {_mm256_srli_epi32(w.lo, 4), _mm256_srli_epi32(w.hi, 4)}; }
+inline vec first_of(nibbles w) {
+    const __m256i mask = _mm256_set1_epi32(15);
+    return {_mm256_cvtepi32_ps(_mm256_and_si256(w.lo, mask)), _mm256_cvtepi32_ps(_mm256_and_si256(w.hi, mask))};
+}
+inline vec second_of(nibbles w) { return first_of(nibbles{_mm256_srli_epi32(w.lo, 16), _mm256_srli_epi32(w.hi, 16)}); }
+
+struct ivec {
+    __m256i lo, hi;
+};
+inline ivec load_whole(const int32_t* p) {
+    const auto* q = reinterpret_cast<const __m256i*>(p);
+    return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline ivec whole_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline ivec sub(ivec a, ivec b) { return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)}; }
+inline ivec times_128(ivec a) { return {_mm256_slli_epi32(a.lo, 7), _mm256_slli_epi32(a.hi, 7)}; }
+inline vec to_float(ivec a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+constexpr int kCodeOffset = 0;
+inline __m256i even_bytes(__m256i a) { return _mm256_srai_epi16(_mm256_slli_epi16(a, 8), 8); }
+inline __m256i odd_bytes(__m256i a) { return _mm256_srai_epi16(a, 8); }
+struct quads {  // bytes 0 and 2, bytes 1 and 3 of each column
+    __m256i even_lo, odd_lo, even_hi, odd_hi;
+};
+inline quads load_quads(const int8_t* p) {
+    const auto* q = reinterpret_cast<const __m256i*>(p);
+    const __m256i lo = _mm256_loadu_si256(q), hi = _mm256_loadu_si256(q + 1);
+    return {even_bytes(lo), odd_bytes(lo), even_bytes(hi), odd_bytes(hi)};
+}
+inline ivec dot(quads w, int32_t x, ivec sum) {
+    const __m256i all = _mm256_set1_epi32(x), even = even_bytes(all), odd = odd_bytes(all);
+    return {_mm256_add_epi32(sum.lo, _mm256_add_epi32(_mm256_madd_epi16(w.even_lo, even), _mm256_madd_epi16(w.odd_lo, odd))),
+            _mm256_add_epi32(sum.hi, _mm256_add_epi32(_mm256_madd_epi16(w.even_hi, even), _mm256_madd_epi16(w.odd_hi, odd)))};
+}
+inline void store_codes(int8_t* p, vec a) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi));  // lo 0-3, hi 0-3, lo 4-7, hi 4-7
+    const __m256i ordered = _mm256_permute4x64_epi64(words, 0xD8);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
 }
 
 #endif

@@ -1,7 +1,7 @@
 """The native CPU kernels one by one, at the widths of real models, against what this machine can do.
 
 For every op: time, bytes it must read, floating-point operations, and the share of two ceilings that are measured in the same run - reading
-memory, and multiply-adds that touch nothing but registers. Weights are random, in bf16 or 8 bits. They rotate through more copies than
+memory, and multiply-adds that touch nothing but registers. Weights are random. They rotate through more copies than
 the last cache holds where that fits `max_weight_bytes`, because in a model each layer's weights come from memory; smaller ops say so.
 
 Of a mixture of experts only as many experts are made as fit the same limit, and the router spreads tokens evenly over them; the bytes
@@ -22,6 +22,7 @@ from torch import Tensor
 from openglm.bench.machine import Machine, this_machine
 from openglm.config import ModelConfig, variant
 from openglm.errors import ConfigError
+from openglm.model.transformer import packed_format
 from openglm.ops import PAGE_SIZE, PackedExperts, PackedLinear, PackedMLP, WeightFormat, cpu
 
 VARIANTS = ("glm-nano", "glm-4.5-air", "glm-4.5")
@@ -30,7 +31,7 @@ CONTEXTS = (512, 8192)
 _READ_BYTES = 1 << 30
 _COLD_BYTES = 256 << 20  # more than a last-level cache
 _SECONDS = 0.25  # of measurement per figure
-_BYTES: dict[WeightFormat, int] = {"float32": 4, "bfloat16": 2, "fp8": 1, "int8": 1}
+_BYTES: dict[WeightFormat, float] = {"float32": 4, "bfloat16": 2, "fp8": 1, "int8": 1, "int4": 17 / 32, "w8a8": 1}
 
 
 class KernelFigure(msgspec.Struct, frozen=True):
@@ -110,17 +111,17 @@ def _ops(config: ModelConfig, to: WeightFormat, max_bytes: int) -> Iterator[_Op]
     hidden, query, qkv = config.hidden_size, config.query_dim, config.query_dim + 2 * config.kv_dim
     yield _linear("qkv", qkv, hidden, to, max_bytes)
     yield _linear("o", hidden, query, to, max_bytes)
-    yield _linear("head", config.vocab_size, hidden, "bfloat16", max_bytes)
+    yield _linear("head", config.vocab_size, hidden, packed_format("lm_head.weight", to) or "bfloat16", max_bytes)
     width = config.intermediate_size
     size = 3 * width * hidden
-    num_bytes = size * _BYTES[to]
-    mlps = [PackedMLP(_random(2 * width, hidden), _random(hidden, width), to=to) for _ in range(_copies(num_bytes, max_bytes))]
+    num_bytes = round(size * _BYTES[to])
+    mlps = [PackedMLP.of(_random(2 * width, hidden), _random(hidden, width), to=to) for _ in range(_copies(num_bytes, max_bytes))]
     yield _Op("mlp", mlps, lambda mlp, x: mlp(x, x), hidden, lambda rows: num_bytes, lambda rows: 2 * rows * size)
     yield _experts(config, to, max_bytes)
 
 
 def _linear(name: str, n: int, k: int, to: WeightFormat, max_bytes: int) -> _Op:
-    num_bytes = n * k * _BYTES[to]
+    num_bytes = round(n * k * _BYTES[to])
     weights = [PackedLinear(_random(n, k), to=to) for _ in range(_copies(num_bytes, max_bytes))]
 
     def run(weight: PackedLinear, x: Tensor) -> Tensor:
@@ -136,15 +137,13 @@ def _experts(config: ModelConfig, to: WeightFormat, max_bytes: int) -> _Op:
     made = max(top_k, min(config.n_routed_experts, max_bytes // (2 * size)))
     shared = config.n_shared_experts
     layer = PackedExperts(
+        [PackedMLP.of(_random(2 * width, hidden), _random(hidden, width), to=to) for _ in range(made)],
         router=torch.randn(made, hidden),
         router_bias=torch.zeros(made),
-        gate_up=torch.stack([_random(2 * width, hidden) for _ in range(made)]),
-        down=torch.stack([_random(hidden, width) for _ in range(made)]),
-        shared=PackedMLP(_random(2 * width * shared, hidden), _random(hidden, width * shared), to=to) if shared else None,
+        shared=PackedMLP.of(_random(2 * width * shared, hidden), _random(hidden, width * shared), to=to) if shared else None,
         num_experts_per_tok=top_k,
         norm_topk_prob=True,
         scaling=1.0,
-        to=to,
     )
 
     def num_bytes(rows: int) -> int:

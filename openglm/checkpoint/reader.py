@@ -16,6 +16,7 @@ import json
 import math
 import os
 import stat
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,9 +87,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 class Reader:
-    """Reads stored tensors; keeps each file open until `close` (or the end of a `with` block)."""
+    """Reads stored tensors; keeps each file open until `close` (or the end of a `with` block). Several threads may read at once."""
 
     def __init__(self) -> None:
+        self._opening = threading.Lock()
         self._files: contextlib.ExitStack = contextlib.ExitStack()
         self._descriptors: dict[Path, int] = {}
 
@@ -154,9 +156,10 @@ class Reader:
             done += count
 
     def _descriptor(self, path: Path) -> int:
-        if path not in self._descriptors:
-            self._descriptors[path] = self._files.enter_context(_open(path))
-        return self._descriptors[path]
+        with self._opening:
+            if path not in self._descriptors:
+                self._descriptors[path] = self._files.enter_context(_open(path))
+            return self._descriptors[path]
 
 
 @contextlib.contextmanager

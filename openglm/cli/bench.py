@@ -18,15 +18,23 @@ if TYPE_CHECKING:
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="What to measure: server, offline, recovery or kernels.")] = "server",
+    what: Annotated[str, typer.Argument(help="What to measure: server, offline, recovery, kernels or peers.")] = "server",
     model: Annotated[Path | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
     serve_flags: Annotated[str, typer.Option(help="server, recovery: further flags for glm serve, as one string.")] = "",
     streams: Annotated[int | None, typer.Option(min=1, help="server, recovery: streams at once. Default: 8, 32.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20, peers 3.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="server, offline: tokens per answer.")] = 128,
-    quick: Annotated[bool, typer.Option("--quick", help="offline, kernels: a smoke run of seconds, whose figures mean nothing.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="kernels: threads of the kernels.")] = 1,
-    weights: Annotated[str, typer.Option(help="kernels: bfloat16, fp8 or int8.")] = "bfloat16",
+    quick: Annotated[bool, typer.Option("--quick", help="offline, kernels, peers: a smoke run, whose figures mean nothing.")] = False,
+    threads: Annotated[int, typer.Option(min=1, help="kernels, peers: threads of every engine.")] = 1,
+    weights: Annotated[str, typer.Option(help="kernels: bfloat16, fp8, int8, int4 or w8a8.")] = "bfloat16",
+    slice_: Annotated[str, typer.Option("--slice", help="peers: air or 355b.")] = "air",
+    scale: Annotated[int, typer.Option(min=1, help="peers: divide widths, experts and vocabulary, to try the tools.")] = 1,
+    engines: Annotated[str, typer.Option(help="peers: openglm, llama.cpp and transformers, or some of them, with commas.")] = "",
+    formats: Annotated[str, typer.Option(help="peers: some of the engines' formats, with commas; without, all of them.")] = "",
+    out: Annotated[Path, typer.Option(help="peers: weights, results so far and the report; a run goes on from here.")] = Path(
+        "build/peers"
+    ),
+    install: Annotated[bool, typer.Option("--install", help="peers: compile llama.cpp into an environment of its own first.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
@@ -40,6 +48,8 @@ def command(
     glm bench recovery                                           kill -9 of the engine under 32 streams, 20 times
 
     glm bench kernels --threads 2                                every CPU kernel at real widths, against the machine's limits
+
+    glm bench peers --threads 2 --install                        beside llama.cpp and transformers on a slice of GLM-4.5-Air; hours
     """
     import shlex
 
@@ -59,8 +69,11 @@ def command(
             figures, tables = _recovery(flags, streams or 32, rounds or 20, tell)
         case "kernels":
             figures, tables = _kernels(threads, weights, quick, tell)
+        case "peers":
+            chosen = [[name.strip() for name in names.split(",") if name.strip()] for names in (engines, formats)]
+            figures, tables = _peers(slice_, scale, threads, rounds or 3, chosen, out, quick, install, tell)
         case _:
-            raise ConfigError(f"no measurement is called {what!r}; known: server, offline, recovery, kernels")
+            raise ConfigError(f"no measurement is called {what!r:.40}; known: server, offline, recovery, kernels, peers")
     for table in tables:
         Console().print(table)
     if json_file:
@@ -125,10 +138,12 @@ def _recovery(flags: list[str], streams: int, rounds: int, tell: Callable[[str],
 
 def _kernels(threads: int, weights: str, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
     from openglm.bench.kernels import measure_kernels
+    from openglm.config.engine import QUANTIZATIONS
     from openglm.errors import ConfigError
 
-    if weights not in ("bfloat16", "fp8", "int8"):
-        raise ConfigError(f"--weights must be bfloat16, fp8 or int8; got {weights!r}")
+    known = ("bfloat16", *QUANTIZATIONS)
+    if weights not in known:
+        raise ConfigError(f"--weights must be one of {', '.join(known)}; got {weights!r}")
     settings: dict[str, Any] = {"threads": threads, "weights": weights, "progress": tell}
     if quick:
         figures = measure_kernels(("glm-nano",), rows=(1, 2), contexts=(128,), seconds=0.01, **settings)
@@ -153,6 +168,35 @@ def _kernels(threads: int, weights: str, quick: bool, tell: Callable[[str], None
         "* from a cache, at least in part"
     )
     return figures, [table]
+
+
+def _peers(
+    slice_: str,
+    scale: int,
+    threads: int,
+    rounds: int,
+    chosen: list[list[str]],
+    out: Path,
+    quick: bool,
+    install: bool,
+    tell: Callable[[str], None],
+) -> tuple[object, list[Table]]:
+    from openglm.bench.peers.report import ratios, tokens_per_second, write_report
+    from openglm.bench.peers.run import ENGINES, QUICK_WORKLOADS, WORKLOADS, Plan, measure_peers
+
+    engines, formats = chosen
+    workloads = QUICK_WORKLOADS if quick else WORKLOADS
+    plan = Plan(slice_, out, scale, threads, 1 if quick else rounds, engines or tuple(ENGINES), formats or None, workloads)
+    figures = measure_peers(plan, install=install, progress=tell)
+    for path in write_report(figures, out / (slice_ if scale == 1 else f"{slice_}-{scale}")):
+        tell(f"written: {path}")
+    rates = _table(f"glm bench peers, slice {slice_}, tokens/s", figures.setting.machine, "engine", *figures.workloads)
+    for (engine, format), by_workload in tokens_per_second(figures).items():
+        rates.add_row(f"{engine} {format}", *(f"{by_workload[w]:.1f}" if w in by_workload else "-" for w in figures.workloads))
+    compared = _table(None, None, "openglm over its counterpart", *figures.workloads)
+    for format, other, by_workload in ratios(figures):
+        compared.add_row(f"{format} over {other}", *(f"{by_workload[w]:.2f}" if w in by_workload else "-" for w in figures.workloads))
+    return figures, [rates, compared]
 
 
 def _table(title: str | None, machine: Machine | None, first: str, *others: str) -> Table:

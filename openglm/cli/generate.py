@@ -45,6 +45,10 @@ def command(
         int | None,
         typer.Option(help="Tokens that the MTP layer drafts per step; left out it follows measurements.", rich_help_panel=_ENGINE),
     ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(metavar="fp8|int8|int4|w8a8", help="Round the layers' matrices while loading, on a CPU.", rich_help_panel=_ENGINE),
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads.", rich_help_panel=_ENGINE)] = None,
 ) -> None:
     """Answer one prompt and exit. On a terminal the thinking is shown dim; on a pipe only the answer is printed.
@@ -74,6 +78,7 @@ def command(
         max_model_len=max_model_len,
         num_speculative_tokens=num_speculative_tokens,
         max_num_seqs=1,
+        quantization=None if quantization == "compressed-tensors" else quantization,  # type: ignore[arg-type]  # EngineConfig checks it
         threads=threads,
     )
     if api_key_env is not None:

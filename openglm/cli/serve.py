@@ -106,8 +106,8 @@ def command(
     quantization: Annotated[
         str | None,
         typer.Option(
-            metavar="fp8|int8",
-            help="Round the layers' matrices to 8 bits while loading, on a CPU; FP8 checkpoints stay FP8 without it.",
+            metavar="fp8|int8|int4|w8a8",
+            help="Round the layers' matrices while loading, on a CPU; FP8 checkpoints stay FP8 without it. w8a8 rounds activations too.",
             rich_help_panel=_MEMORY,
             show_default="as stored",
         ),

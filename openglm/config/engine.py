@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from openglm.config.model import ModelConfig
 from openglm.errors import ConfigError
@@ -18,6 +18,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 KVCacheDType = Literal["float32", "bfloat16", "float16", "fp8_e4m3"]
 LoadFormat = Literal["auto", "dummy"]
 SpeculativeMethod = Literal["mtp", "ngram"]
+Quantization = Literal["fp8", "int8", "int4", "w8a8"]
 
 PAGE_SIZE = 64  # tokens per KV page, everywhere
 ROW_TILE = 16  # rows of every matrix product in deterministic mode
@@ -30,6 +31,8 @@ NATIVE_MAX_EXPERTS = 1024
 MAX_HOST_GIB = 1 << 20
 ADAPTIVE_SPECULATIVE_TOKENS = 3
 MAX_PROMPT_LOOKUP = 32
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+_INT4_BYTES = 17 / 32  # four bits, and two bf16 numbers for 128 of them
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1}
 _DTYPES = ("float32", "bfloat16", "float16")
 _KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "fp8", "fp8_e4m3")
@@ -71,8 +74,10 @@ class EngineConfig:
     """No server and no clients need the other cores."""
     native_kernels: bool | None = None
     """Run on the native CPU kernels (`openglm.ops.cpu`); None means where they can run."""
-    quantization: Literal["fp8", "int8"] | None = None
-    """Round the layers' matrices to 8 bits while loading, one scale per output; FP8 checkpoints are used as they are without it."""
+    quantization: Quantization | None = None
+    """Round the layers' matrices while loading; FP8 checkpoints are used as they are without it. "fp8" (e4m3) and "int8" have one scale per
+    output, "int4" sixteen steps for 128 inputs at a time. "w8a8" is int8 that rounds activations too, a scale per token: faster prompts,
+    and not the tokens of the weight-only formats."""
     seed: int | None = None
     """Seed of requests without one; None draws a fresh one at every start."""
     max_queued_requests: int = 512
@@ -93,8 +98,8 @@ class EngineConfig:
         self._check_prompt_lookup()
         if self.dtype not in ("auto", *_DTYPES):
             raise ConfigError(f"dtype must be auto, {', '.join(_DTYPES)}; got {self.dtype!r}")
-        if self.quantization not in (None, "fp8", "int8"):
-            raise ConfigError(f"quantization must be fp8 or int8; got {self.quantization!r}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(f"quantization must be one of {', '.join(QUANTIZATIONS)}; got {self.quantization!r}")
         if self.kv_cache_dtype not in _KV_CACHE_DTYPES:
             raise ConfigError(f"kv_cache_dtype must be one of {', '.join(_KV_CACHE_DTYPES)}; got {self.kv_cache_dtype!r}")
         if not 0 <= self.kv_offloading_size <= MAX_HOST_GIB:
@@ -139,7 +144,7 @@ class ResolvedEngineConfig:
     torch_threads: int | None
     """Of torch's own operations, which between native kernels are too small to share."""
     native_kernels: bool
-    quantization: Literal["fp8", "int8"] | None
+    quantization: Quantization | None
     seed: int | None
     max_queued_requests: int
     max_preemptions: int
@@ -365,8 +370,11 @@ def _cache_size(
         raise ConfigError(f"max_model_len {max_model_len} exceeds the model's max_position_embeddings {model.max_position_embeddings}")
     per_token = kv_token_bytes(model, kv_cache_dtype)
     weights = parameters * _BYTES[dtype]
-    if config.quantization:  # but not of embedding and head
-        weights -= (parameters - 2 * model.vocab_size * model.hidden_size) * (_BYTES[dtype] - 1)
+    if config.quantization:
+        table = model.vocab_size * model.hidden_size  # the embedding stays; the head is 8 bits wide with the integer formats
+        layers = parameters - 2 * table
+        weights -= int(layers * (_BYTES[dtype] - (_INT4_BYTES if config.quantization == "int4" else 1)))
+        weights -= table * (_BYTES[dtype] - 1) if config.quantization != "fp8" else 0
     share = 0.5 if machine.device == "cpu" else 0.9
     fits = int(share * machine.memory_bytes - weights) // per_token // PAGE_SIZE * PAGE_SIZE
     tokens = config.kv_cache_tokens

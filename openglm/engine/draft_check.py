@@ -16,7 +16,8 @@ from typing import Final
 
 import torch
 
-from openglm.model import ForwardContext, GlmModel
+from openglm.model import ForwardContext, GlmModel, PagedBatch, allocate_kv
+from openglm.ops import PAGE_SIZE
 from openglm.text.messages import Conversation, Message, Tool, ToolCall
 from openglm.text.template import render
 from openglm.text.tokenizer import Tokenizer
@@ -62,8 +63,15 @@ def first_draft_agreement(model: GlmModel, tokens: list[int], *, num_tokens: int
     """
     device = model.embed_tokens.device
     ids = torch.tensor(tokens, device=device)
-    hidden = model(ids, ForwardContext.dense([len(tokens)], device=device))
-    drafted = model.mtp_forward(ids[1:], hidden[:-1], ForwardContext.dense([len(tokens) - 1], device=device))
+    kv = allocate_kv(model.config, -(-len(tokens) // PAGE_SIZE), model.embed_tokens.dtype, device)
+
+    def context(count: int) -> ForwardContext:
+        positions = torch.arange(count, device=device)
+        pages = torch.arange(-(-count // PAGE_SIZE), device=device).unsqueeze(0)
+        return ForwardContext(positions, PagedBatch((0, count), (count,), pages, positions, kv), native=model.is_packed)
+
+    hidden = model(ids, context(len(tokens)))
+    drafted = model.mtp_forward(ids[1:], hidden[:-1], context(len(tokens) - 1))
     first = min(_FIRST, len(tokens) // 2)
     chosen = model.logits(hidden[first + 1 :])[:, :num_tokens].argmax(-1)  # at position i + 1, of token i + 2
     highest, drafts = model.logits(drafted[first:])[:, :num_tokens].max(-1)

@@ -25,6 +25,7 @@ from openglm.config.engine import (
     EngineConfig,
     KVCacheDType,
     LoadFormat,
+    Quantization,
     ResolvedEngineConfig,
     SpeculativeMethod,
     model_directory,
@@ -78,7 +79,7 @@ class LLM:
         deterministic: bool | None = None,
         threads: int | None = None,
         native_kernels: bool | None = None,
-        quantization: Literal["fp8", "int8"] | None = None,
+        quantization: Quantization | None = None,
         seed: int | None = None,
         chat_template: TemplateStyle | None = None,
     ) -> None:

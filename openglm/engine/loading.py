@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from openglm import env, ops
-from openglm.checkpoint import load_config, load_model
+from openglm.checkpoint import load_config, load_model, load_packed_model
 from openglm.config import ModelConfig, variant
 from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
 from openglm.engine.calibration import calibrate
@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 OnPhase = Callable[[str], None]
 _WARM_UP_TOKENS = 32
+_TELL_EVERY_PERCENT = 5
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,8 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
         tokenizer = Tokenizer.from_dir(directory)
-        model = load_model(
-            directory,
-            dtype=getattr(torch, resolved.dtype),
-            device=machine.device,
-            keep_scales=resolved.native_kernels,
-            allow_missing_mtp=config.num_speculative_tokens == 0 or config.speculative_method == "ngram",
-        )
+        without_mtp = config.num_speculative_tokens == 0 or config.speculative_method == "ngram"
+        model = _load(directory, resolved, allow_missing_mtp=without_mtp, cores=machine.cores, tell=tell)
         if resolved.adaptive_drafts and resolved.speculative_method == "mtp":
             wrong = what_is_wrong(model, tokenizer, max_tokens=resolved.max_model_len)
             if wrong is not None:
@@ -84,13 +80,32 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
                 )
                 resolved = replace(resolved, num_speculative_tokens=0, adaptive_drafts=False)
                 reasons = (*reasons, f"num_speculative_tokens 0 after all: {wrong}")
-        if resolved.native_kernels:
-            tell("packing weights")
-            model.pack(resolved.quantization)
         core = core_of(model, resolved, tokenizer, stop_ids=stop_ids(directory, model_config, tokenizer))
     tell("warming up")
     warm_up(core)
     return LoadedEngine(core, tokenizer, reasons)
+
+
+def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp: bool, cores: int, tell: OnPhase) -> GlmModel:
+    told = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if done == total or 100 * done >= total * (told + _TELL_EVERY_PERCENT):
+            told = 100 * done // total
+            tell(f"loading weights, {told} %")
+
+    dtype = getattr(torch, resolved.dtype)
+    if not resolved.native_kernels:
+        return load_model(directory, dtype=dtype, device=resolved.device, allow_missing_mtp=allow_missing_mtp, progress=progress)
+    return load_packed_model(
+        directory,
+        dtype=dtype,
+        to=resolved.quantization,
+        allow_missing_mtp=allow_missing_mtp,
+        threads=cores,
+        progress=progress,
+    )
 
 
 def core_of(model: GlmModel, config: ResolvedEngineConfig, tokenizer: Tokenizer, *, stop_ids: tuple[int, ...] | None = None) -> EngineCore:

@@ -4,7 +4,8 @@ Modules hold parameters and name the maths; the maths is in `openglm.ops`. Fused
 by rows: qkv_proj = q, k, v; gate_up_proj = gate, up. Shape legend: T tokens, H hidden, D head dim.
 
 `pack()` hands a module's weights to `openglm.ops.cpu` and drops them here: from then on it only infers. It is told the format, or (None)
-keeps what is there: e4m3 where a checkpoint brought the scales of its FP8 weights, else bf16 or fp32.
+keeps bf16 or fp32, whichever is narrower without a loss. A checkpoint that goes straight into packed weights never has them here: the
+model is made with `Placement.matrices_later`, `open_packed()` gives the empty packed weights of a matrix, and `pack()` closes them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,14 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+    matrices_later: bool = False
+    """Matrices have a shape and no memory: their values will go into packed weights."""
+
+    def matrix(self, *shape: int) -> nn.Parameter:
+        """An uninitialised parameter that packing replaces."""
+        if not self.matrices_later:
+            return self.parameter(*shape)
+        return nn.Parameter(torch.empty(1, device=self.device, dtype=self.dtype).expand(shape))
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised parameter."""
@@ -32,13 +41,14 @@ class Placement:
 
 
 class Linear(nn.Module):
-    """A weight [out, in] and an optional bias [out]."""
+    """A weight [out, in] and an optional bias [out]. `parts` weights of equal size may be stacked in it; packed, each stands alone."""
 
-    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool = False) -> None:
+    def __init__(self, in_features: int, out_features: int, place: Placement, *, bias: bool = False, parts: int = 1) -> None:
         super().__init__()
-        self.weight = place.parameter(out_features, in_features)
+        self.weight = place.matrix(out_features, in_features)
         self.bias = place.parameter(out_features) if bias else None
-        self.weight_scale: Tensor | None = None  # [out] fp32: the weight is e4m3 codes times this
+        self.num_parts = parts
+        self.parts: tuple[ops.PackedLinear, ...] = ()
         self.packed: ops.PackedLinear | None = None
 
     def forward(self, x: Tensor, ctx: ForwardContext, residual: Tensor | None = None) -> Tensor:
@@ -48,11 +58,26 @@ class Linear(nn.Module):
         out = ops.linear(x, self.weight, self.bias, row_tile=ctx.row_tile)
         return out if residual is None else residual + out
 
+    def open_packed(self, to: ops.WeightFormat) -> tuple[ops.PackedLinear, ...]:
+        """Give up the weight and return the packed ones that take its rows, one behind the other."""
+        rows, width = self.weight.shape
+        self.parts = tuple(ops.PackedLinear.empty(rows // self.num_parts, width, to) for _ in range(self.num_parts))
+        drop_parameters(self, "weight")
+        return self.parts
+
+    def pack_parts(self, to: ops.WeightFormat | None = None) -> tuple[ops.PackedLinear, ...]:
+        """Move the weight into native layout, if that has not happened, part by part."""
+        if not self.parts:
+            self.parts = tuple(ops.PackedLinear(part, to=to) for part in self.weight.chunk(self.num_parts))
+            drop_parameters(self, "weight")
+        return self.parts
+
     def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedLinear:
-        """Move weight and bias into native layout."""
-        to, known = _format(to, self.weight_scale is not None)
-        self.packed = ops.PackedLinear(self.weight, self.bias, to=to, scale=self.weight_scale if known else None)
-        drop_parameters(self, "weight", "bias")
+        """The same for a weight in one part, with its bias."""
+        (self.packed,) = self.pack_parts(to)
+        if self.bias is not None:
+            self.packed.set_bias(self.bias)
+            drop_parameters(self, "bias")
         return self.packed
 
 
@@ -137,7 +162,7 @@ class MLP(nn.Module):
 
     def __init__(self, hidden_size: int, width: int, place: Placement) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(hidden_size, 2 * width, place)
+        self.gate_up_proj = Linear(hidden_size, 2 * width, place, parts=2)
         self.down_proj = Linear(width, hidden_size, place)
 
     def forward(self, x: Tensor, residual: Tensor, ctx: ForwardContext) -> Tensor:
@@ -147,13 +172,7 @@ class MLP(nn.Module):
 
     def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedMLP:
         """Move the three weights into native layout."""
-        first, last = self.gate_up_proj.weight_scale, self.down_proj.weight_scale
-        scales = None if first is None or last is None else (first, last)
-        to, known = _format(to, scales is not None)
-        packed = ops.PackedMLP(self.gate_up_proj.weight, self.down_proj.weight, to=to, scales=scales if known else None)
-        drop_parameters(self.gate_up_proj, "weight")
-        drop_parameters(self.down_proj, "weight")
-        return packed
+        return ops.PackedMLP(*self.gate_up_proj.pack_parts(to), *self.down_proj.pack_parts(to))
 
 
 class Router(nn.Module):
@@ -189,14 +208,30 @@ class Experts(nn.Module):
     def __init__(self, config: ModelConfig, place: Placement) -> None:
         super().__init__()
         e, m, h = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
-        self.gate_up_proj = place.parameter(e, 2 * m, h)
-        self.down_proj = place.parameter(e, h, m)
-        self.gate_up_proj_scale: Tensor | None = None  # [E, 2M] fp32: the weights are e4m3 codes times this
-        self.down_proj_scale: Tensor | None = None  # [E, H]
+        self.gate_up_proj = place.matrix(e, 2 * m, h)
+        self.down_proj = place.matrix(e, h, m)
+        self.parts: dict[str, tuple[ops.PackedLinear, ...]] = {}
 
     def forward(self, x: Tensor, routing: ops.Routing, ctx: ForwardContext) -> Tensor:
         """x [T, H] -> weighted sum of the chosen experts [T, H] in fp32."""
         return ops.experts_mlp(x, routing, self.gate_up_proj, self.down_proj, row_tile=ctx.row_tile)
+
+    def open_packed(self, name: str, to: ops.WeightFormat) -> tuple[ops.PackedLinear, ...]:
+        """Give up the parameter "gate_up_proj" or "down_proj" and return the packed weights that take its rows, expert after expert."""
+        experts, rows, width = getattr(self, name).shape
+        parts = 2 if name == "gate_up_proj" else 1
+        self.parts[name] = tuple(ops.PackedLinear.empty(rows // parts, width, to) for _ in range(experts * parts))
+        drop_parameters(self, name)
+        return self.parts[name]
+
+    def pack(self, to: ops.WeightFormat | None = None) -> list[ops.PackedMLP]:
+        """Move the weights into native layout, if that has not happened."""
+        if not self.parts:
+            packed = ops.PackedExperts.pack(self.gate_up_proj, self.down_proj, to=to)
+            drop_parameters(self, "gate_up_proj", "down_proj")
+            return packed
+        gate_up, down = self.parts["gate_up_proj"], self.parts["down_proj"]
+        return [ops.PackedMLP(*weights) for weights in zip(gate_up[::2], gate_up[1::2], down, strict=True)]
 
 
 class MoE(nn.Module):
@@ -221,23 +256,16 @@ class MoE(nn.Module):
     def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedExperts:
         """Move router, experts and shared expert into native layout; the router stays fp32."""
         config = self.gate.config
-        first, last = self.experts.gate_up_proj_scale, self.experts.down_proj_scale
-        scales = None if first is None or last is None else (first, last)
-        own, known = _format(to, scales is not None)
         packed = ops.PackedExperts(
+            self.experts.pack(to),
             router=self.gate.weight,
             router_bias=self.gate.e_score_correction_bias,
-            gate_up=self.experts.gate_up_proj,
-            down=self.experts.down_proj,
             shared=None if self.shared_experts is None else self.shared_experts.pack(to),
             num_experts_per_tok=config.num_experts_per_tok,
             norm_topk_prob=config.norm_topk_prob,
             scaling=config.routed_scaling_factor,
-            to=own,
-            scales=scales if known else None,
         )
         drop_parameters(self.gate, "weight")
-        drop_parameters(self.experts, "gate_up_proj", "down_proj")
         return packed
 
 
@@ -293,12 +321,6 @@ class DecoderLayer(nn.Module):
             num_requests=len(batch.kv_lengths),
             page_table=batch.page_table,
         )
-
-
-def _format(to: ops.WeightFormat | None, has_scales: bool) -> tuple[ops.WeightFormat | None, bool]:
-    """The format to pack in, and whether the checkpoint's scales are those of it."""
-    to = "fp8" if to is None and has_scales else to
-    return to, has_scales and to == "fp8"
 
 
 def drop_parameters(module: nn.Module, *names: str) -> None:

@@ -5,6 +5,8 @@ The model is a plain single-device module. It reads nothing but its weights, the
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,18 @@ from torch import Tensor, nn
 from openglm import ops
 from openglm.config import ModelConfig
 from openglm.model.context import ForwardContext, PagedBatch
-from openglm.model.layers import DecoderLayer, Linear, Placement, RMSNorm, Router
+from openglm.model.layers import DecoderLayer, Experts, Linear, Placement, RMSNorm, Router
+
+
+def packed_format(parameter: str, to: ops.WeightFormat | None) -> ops.WeightFormat | None:
+    """The format of one matrix in a model that is packed `to`; None is bf16, or fp32 where that would lose bits.
+
+    The head keeps its dtype beside fp8, as in the published FP8 checkpoints, and is int8 beside the integer formats: it is a tenth of what
+    one token of GLM-4.5-Air reads, and weighs every logit alike. `eh_proj`, where both inputs of the MTP layer meet, is never rounded.
+    """
+    if parameter == "lm_head.weight":
+        return "int8" if to in ("int8", "int4", "w8a8") else None if to == "fp8" else to
+    return None if parameter == "mtp.eh_proj.weight" and to not in ("float32", "bfloat16") else to
 
 
 class MTPLayer(nn.Module):
@@ -51,10 +64,18 @@ class GlmModel(nn.Module):
 
     rope: Tensor
 
-    def __init__(self, config: ModelConfig, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        matrices_later: bool = False,
+    ) -> None:
+        """`matrices_later`: matrices have no memory; their values go into what `open_packed` returns."""
         super().__init__()
         self.config = config
-        place = Placement(torch.device(device or "cpu"), dtype)
+        place = Placement(torch.device(device or "cpu"), dtype, matrices_later)
         self.embed_tokens = place.parameter(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i, place) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
@@ -111,21 +132,35 @@ class GlmModel(nn.Module):
         """Whether the weights lie in native layout, so that the model can only infer."""
         return self.packed is not None
 
+    def open_packed(self, format_of: Callable[[str], ops.WeightFormat]) -> dict[str, tuple[ops.PackedLinear, ...]]:
+        """For every matrix that packing replaces, by parameter name: the packed weights that take its rows, one behind the other.
+
+        `format_of` says in which format each is made; see `packed_format` for what is usual.
+        """
+        opened: dict[str, tuple[ops.PackedLinear, ...]] = {}
+        for name, module in self.named_modules():
+            if isinstance(module, Linear):
+                opened[f"{name}.weight"] = module.open_packed(format_of(f"{name}.weight"))
+            elif isinstance(module, Experts):
+                for kind in ("gate_up_proj", "down_proj"):
+                    opened[f"{name}.{kind}"] = module.open_packed(kind, format_of(f"{name}.{kind}"))
+        return opened
+
     @torch.no_grad()
     def pack(self, to: ops.WeightFormat | None = None) -> GlmModel:
         """Move every matrix but the embedding into the layout of `ops.cpu`, dropping the original of each before the next.
 
-        `to` is the format of the layers' matrices; head, routers and `eh_proj` keep theirs, as in the published FP8 checkpoints.
+        `to` is the format of the layers' matrices; see `packed_format` for the rest. What `open_packed` opened keeps what it was given.
         Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
         layers = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             layers.append(layer.pack(to))
-        head = self.lm_head.pack()
+        head = self.lm_head.pack(packed_format("lm_head.weight", to))
         if self.mtp is not None:
             self.mtp.packed = ops.PackedMTP(
-                eh=self.mtp.eh_proj.pack(),
+                eh=self.mtp.eh_proj.pack(packed_format("mtp.eh_proj.weight", to)),
                 layer=self.mtp.layer.pack(to),
                 head=head,
                 embedding=self.embed_tokens,

@@ -10,11 +10,13 @@ import torch
 
 from openglm.checkpoint import save_model
 from openglm.config import variant
-from openglm.config.engine import EngineConfig, Machine, resolve
+from openglm.config.engine import QUANTIZATIONS, EngineConfig, Machine, resolve
 from openglm.engine.llm import LLM
+from openglm.engine.loading import load_engine
 from openglm.engine.request import SamplingParams
 from openglm.errors import CheckpointError, ConfigError
 from openglm.model import GlmModel
+from openglm.ops import cpu
 from openglm.text.tokenizer import Tokenizer
 from openglm.train.tokenizer import train_tokenizer
 
@@ -69,6 +71,24 @@ def test_bfloat16_on_request(original):
     llm = load(original, dtype="bfloat16")
     assert next(llm.core.runner.model.parameters()).dtype == torch.bfloat16
     assert [len(r.token_ids) for r in llm.generate(PROMPTS, PARAMS)] == [10, 10]
+
+
+@pytest.mark.skipif(cpu.available() is None, reason="no native kernels on this machine")
+@pytest.mark.parametrize("to", QUANTIZATIONS)
+def test_every_format_generates_and_says_how_far_loading_is(original, to):
+    phases: list[str] = []
+    loaded = load_engine(EngineConfig(model=str(original), max_model_len=256, quantization=to, seed=0), on_phase=phases.append)
+    llm = LLM.from_core(loaded.core, loaded.tokenizer)
+    assert [len(r.token_ids) for r in llm.generate(PROMPTS, PARAMS)] == [10, 10]
+    assert loaded.core.runner.model.layers[-1].self_attn.o_proj.packed.format == to
+    assert loaded.core.runner.model.lm_head.packed.format == ("float32" if to == "fp8" else "int8")
+    shares = [int(phase.split()[-2]) for phase in phases if phase.endswith("%")]
+    assert shares == sorted(set(shares)) and shares[-1] == 100 and len(shares) <= 21
+
+
+def test_an_unknown_quantization_is_refused_by_name():
+    with pytest.raises(ConfigError, match="fp8, int8, int4, w8a8; got 'int3'"):
+        EngineConfig(quantization="int3")
 
 
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(directory):

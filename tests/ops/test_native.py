@@ -81,7 +81,8 @@ def test_every_fp8_code_is_converted_exactly_and_found_again_from_the_weight(dty
 def test_an_8_bit_weight_is_its_rounded_values_times_the_scale(to, dtype, rows, k, n):
     x, weight, bias = made(rows, k, dtype=dtype), made(n, k, dtype=dtype, scale=k**-0.5), made(n, dtype=dtype)
     packed = PackedLinear(weight, bias, to=to)
-    assert packed.num_bytes == -(-n // 16) * 16 * (k + k % 2)
+    scale_and_bias = 2 * 4
+    assert 0 <= packed.num_bytes - -(-n // 16) * 16 * (k + k % 2 + scale_and_bias) < 3 * 64
     rounded, scale = rounded_to(to, weight)
     out = packed(x)
     assert_close(out, x.double() @ rounded.T + bias.double(), dtype)
@@ -93,15 +94,67 @@ def test_an_8_bit_weight_is_its_rounded_values_times_the_scale(to, dtype, rows, 
     assert bool(((out.double() - exact).abs() <= bound).all())
 
 
-@pytest.mark.parametrize("to", ["fp8", "int8"])
+# Expert projections of GLM-4.5-Air and GLM-4.5, and awkward sizes.
+SHAPES = [(torch.bfloat16, *shape) for shape in ((4096, 1408), (1408, 4096), (5120, 1536), (1536, 5120), (12288, 64))]
+SHAPES += [(dtype, *shape) for shape in ((257, 33), (48, 24), (130, 100), (7, 1)) for dtype in DTYPES]
+
+
+@pytest.mark.parametrize(("dtype", "k", "n"), SHAPES)
+def test_an_int4_weight_is_low_plus_step_times_code_and_moves_by_half_a_step_at_most(dtype, k, n):
+    x, weight, bias = made(14, k, dtype=dtype), made(n, k, dtype=dtype, scale=k**-0.5), made(n, dtype=dtype)
+    packed = PackedLinear(weight, bias, to="int4")
+    rounded, step = rounded_to_int4(weight)
+    assert bool(((rounded - weight.double()).abs() <= 0.5001 * step).all())
+    out = packed(x)
+    assert_close(out, x.double() @ rounded.T + bias.double(), dtype)
+    for rows in (2, 5):
+        assert torch.equal(packed(x[:rows]), out[:rows])
+    assert torch.equal(out, torch.cat([packed(x[i : i + 1]) for i in range(14)]))
+    exact = x.double() @ weight.double().T + bias.double()
+    bound = 0.5 * x.double().abs() @ step.T + TOLERANCE[dtype] * exact.abs().max()
+    assert bool(((out.double() - exact).abs() <= bound).all())
+    bits = 8 * packed.num_bytes / (-(-n // 16) * 16 * k)
+    assert k < 1000 or bits <= 4.3
+
+
+@pytest.mark.parametrize(("dtype", "k", "n"), SHAPES)
+def test_w8a8_is_an_exact_product_of_rounded_rows_and_rounded_weights(dtype, k, n):
+    x, weight, bias = made(14, k, dtype=dtype), made(n, k, dtype=dtype, scale=k**-0.5), made(n, dtype=dtype)
+    x[3] = 0
+    packed = PackedLinear(weight, bias, to="w8a8")
+    rounded, scale = rounded_to("int8", weight)
+    own = x.float().abs().amax(1, keepdim=True) / 127
+    rows = torch.where(own > 0, (x.float() / own).round() * own, 0).double()
+    out = packed(x)
+    # A quotient on the edge between two codes may fall to the other side: one step of one element.
+    edge = own.double() * rounded.abs().amax(1)
+    assert bool(((out.double() - (rows @ rounded.T + bias.double())).abs() <= edge + TOLERANCE[dtype] * out.double().abs().max()).all())
+    assert torch.equal(out, torch.cat([packed(x[i : i + 1]) for i in range(14)]))
+    # Half a step of the row for every weight, half a step of the output for every element, and both at once.
+    exact = x.double() @ weight.double().T + bias.double()
+    half_x, half_w = 0.5 * own.double(), 0.5 * scale.T
+    bound = half_x * weight.double().abs().sum(1) + half_w * x.double().abs().sum(1, keepdim=True) + k * half_x * half_w
+    assert bool(((out.double() - exact).abs() <= 1.001 * bound + TOLERANCE[dtype] * exact.abs().max()).all())
+
+
+def test_w8a8_has_the_same_bits_on_every_instruction_set(instruction_set):
+    x, weight = made(9, 300, dtype=torch.float32), made(40, 300, dtype=torch.float32)
+    out = PackedLinear(weight, to="w8a8").logits(x)
+    for name in cpu.supported():
+        cpu.select(name)
+        assert torch.equal(PackedLinear(weight, to="w8a8").logits(x), out)
+
+
+@pytest.mark.parametrize("to", ["fp8", "int8", "int4"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_experts_in_8_bits_equal_those_with_rounded_weights(to, dtype):
-    x, residual = made(19, 64, dtype=dtype), made(19, 64, dtype=dtype, seed=1)
-    router, bias = made(8, 64, dtype=dtype).float(), made(8, dtype=torch.float32)
-    gate_up, down = made(8, 96, 64, dtype=dtype, scale=0.2), made(8, 64, 48, dtype=dtype, scale=0.2)
+@pytest.mark.parametrize(("hidden", "width"), [(64, 48), (320, 144)])
+def test_experts_in_few_bits_equal_those_with_rounded_weights(to, dtype, hidden, width):
+    x, residual = made(19, hidden, dtype=dtype), made(19, hidden, dtype=dtype, seed=1)
+    router, bias = made(8, hidden, dtype=dtype).float(), made(8, dtype=torch.float32)
+    gate_up, down = made(8, 2 * width, hidden, dtype=dtype, scale=0.2), made(8, hidden, width, dtype=dtype, scale=0.2)
     packed = PackedExperts(
-        router=router, router_bias=bias, gate_up=gate_up, down=down, shared=PackedMLP(gate_up[0], down[0], to=to),
-        num_experts_per_tok=3, norm_topk_prob=True, scaling=2.5, to=to,
+        PackedExperts.pack(gate_up, down, to=to), router=router, router_bias=bias, shared=PackedMLP.of(gate_up[0], down[0], to=to),
+        num_experts_per_tok=3, norm_topk_prob=True, scaling=2.5,
     )  # fmt: skip
     routing = ops.route(x, router, bias, num_experts_per_tok=3, scaling=2.5)
     wide = ops.Routing(routing.experts, routing.weights.double(), routing.scores)
@@ -113,18 +166,93 @@ def test_experts_in_8_bits_equal_those_with_rounded_weights(to, dtype):
     assert torch.equal(out, torch.cat([packed(x[i : i + 1], residual[i : i + 1]) for i in range(19)]))
 
 
-def test_a_weight_that_is_not_finite_shows_in_8_bits_too():
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_experts_in_w8a8_are_near_the_exact_ones_and_tokens_stand_alone(dtype):
+    x, residual = made(70, 320, dtype=dtype), made(70, 320, dtype=dtype, seed=1)
+    router, bias = made(8, 320, dtype=dtype).float(), made(8, dtype=torch.float32)
+    gate_up, down = made(8, 288, 320, dtype=dtype, scale=0.05), made(8, 320, 144, dtype=dtype, scale=0.05)
+    settings = {"router": router, "router_bias": bias, "num_experts_per_tok": 3, "norm_topk_prob": True, "scaling": 2.5}
+
+    def run(to):
+        shared = PackedMLP.of(gate_up[0], down[0], to=to)
+        packed = PackedExperts(PackedExperts.pack(gate_up, down, to=to), shared=shared, **settings)
+        out = packed(x, residual)
+        assert torch.equal(out, torch.cat([packed(x[i : i + 1], residual[i : i + 1]) for i in range(70)]))
+        return out.double()
+
+    exact = run("bfloat16" if dtype == torch.bfloat16 else "float32")
+    assert float((run("w8a8") - exact).square().mean() / (exact - residual.double()).square().mean()) <= 0.03**2
+
+
+def test_experts_of_formats_that_read_their_rows_differently_are_refused():
+    settings = {"router": torch.zeros(2, 16), "router_bias": torch.zeros(2), "shared": None, "num_experts_per_tok": 1}
+    settings |= {"norm_topk_prob": True, "scaling": 1.0}
+    one, other = (PackedMLP.of(made(32, 16, dtype=torch.float32), made(16, 16, dtype=torch.float32), to=to) for to in ("int4", "int8"))
+    with pytest.raises(ValueError, match="int4, narrow"):
+        PackedExperts([one, other], **settings)
+    narrow, wide = (PackedMLP.of(torch.full((32, 16), value), torch.full((16, 16), value)) for value in (1.0, 1.0001))
+    mixed = PackedExperts([narrow, wide], **settings)
+    assert mixed(torch.ones(3, 16), torch.zeros(3, 16)).isfinite().all()
+    with pytest.raises(ValueError, match="fp32"):
+        mixed(torch.ones(3, 16).bfloat16(), torch.zeros(3, 16).bfloat16())
+
+
+@pytest.mark.parametrize("to", ["float32", "bfloat16", "fp8", "int8", "int4", "w8a8"])
+def test_a_weight_filled_in_pieces_is_the_one_filled_at_once(to):
+    x, weight = made(3, 140, dtype=torch.bfloat16), made(50, 140, dtype=torch.bfloat16)
+    whole, pieces = PackedLinear(weight, to=to), PackedLinear.empty(50, 140, to)
+    for first, last in ((40, 50), (0, 7), (7, 40), (3, 9)):
+        assert pieces.fill(first, weight[first:last])
+    assert torch.equal(pieces(x), whole(x))
+    for first, rows in ((-1, weight[:2]), (49, weight[:2]), (0, weight[:, :9])):
+        with pytest.raises(ValueError, match="rows"):
+            pieces.fill(first, rows)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_weight_that_is_not_finite_shows_in_every_format(value):
     weight = made(20, 32, dtype=torch.float32)
-    weight[3, 5] = float("inf")
-    for to in ("fp8", "int8"):
+    weight[3, 5] = value
+    for to in ("fp8", "int8", "int4", "w8a8"):
         out = PackedLinear(weight, to=to)(made(2, 32, dtype=torch.float32))
         assert out[:, 3].isnan().all() and out[:, :3].isfinite().all() and out[:, 4:].isfinite().all()
     with pytest.raises(ValueError, match="scales"):
         PackedLinear(weight, to="fp8", scale=torch.ones(3))
 
 
+def test_a_row_that_is_not_finite_shows_in_w8a8_and_spoils_no_other():
+    x = made(6, 40, dtype=torch.float32)
+    packed = PackedLinear(made(20, 40, dtype=torch.float32), to="w8a8")
+    clean = packed(x)
+    x[2, 39], x[4, 0] = float("nan"), float("inf")
+    out = packed(x)
+    assert out[[2, 4]].isnan().all() and torch.equal(out[[0, 1, 3, 5]], clean[[0, 1, 3, 5]])
+
+
+def rounded_to_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The values [N, K] that int4 keeps, in fp64, and the step [N, K] of each."""
+    values, steps = [], []
+    for group in weight.float().split(128, dim=1):
+        low = _bf16_towards(group.amin(1, keepdim=True), -1)
+        step = _bf16_towards((group.amax(1, keepdim=True) - low) / 15, 1)
+        codes = torch.where(step > 0, ((group - low) / step).round(), 0)
+        assert int(codes.min()) >= 0 and int(codes.max()) <= 15
+        values.append(codes.double() * step.double() + low.double())
+        steps.append(step.double().expand(group.shape))
+    return torch.cat(values, 1), torch.cat(steps, 1)
+
+
+def _bf16_towards(x: torch.Tensor, direction: int) -> torch.Tensor:
+    """The nearest bf16 number that is not on the other side of x."""
+    near = x.bfloat16()
+    moved = torch.nextafter(near, torch.full_like(near, direction * float("inf")))
+    return torch.where((near.float() - x) * direction >= 0, near, moved).float()
+
+
 def rounded_to(to: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The values [N, K] that the format keeps, in fp64, and its scales [N, 1]."""
+    if to == "int4":
+        return rounded_to_int4(weight)
     scale = weight.float().abs().amax(1, keepdim=True) / (448 if to == "fp8" else 127)
     codes = weight.float() / scale
     return (codes.to(torch.float8_e4m3fn) if to == "fp8" else codes.round()).double() * scale.double(), scale.double()
@@ -135,7 +263,7 @@ def rounded_to(to: str, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 def test_mlp_equals_reference(dtype, rows, hidden, width):
     x, residual = made(rows, hidden, dtype=dtype), made(rows, hidden, dtype=dtype, seed=1)
     gate_up, down = made(2 * width, hidden, dtype=dtype, scale=hidden**-0.5), made(hidden, width, dtype=dtype, scale=width**-0.5)
-    out = PackedMLP(gate_up, down)(x, residual)
+    out = PackedMLP.of(gate_up, down)(x, residual)
     inner = reference.swiglu.swiglu(x.double() @ gate_up.double().T)
     assert_close(out, residual.double() + inner @ down.double().T, dtype)
 
@@ -154,11 +282,10 @@ def test_experts_equal_reference_and_tokens_stand_alone(dtype, rows, experts, to
     )
     shared = (made(2 * width, hidden, dtype=dtype, scale=hidden**-0.5), made(hidden, width, dtype=dtype, scale=width**-0.5))
     packed = PackedExperts(
+        PackedExperts.pack(gate_up, down),
         router=router,
         router_bias=bias,
-        gate_up=gate_up,
-        down=down,
-        shared=PackedMLP(*shared) if with_shared else None,
+        shared=PackedMLP.of(*shared) if with_shared else None,
         num_experts_per_tok=top_k,
         norm_topk_prob=True,
         scaling=2.5,
@@ -176,9 +303,8 @@ def test_experts_equal_reference_and_tokens_stand_alone(dtype, rows, experts, to
 def test_experts_without_tokens_and_tokens_of_one_expert():
     router, bias = torch.zeros(4, 32), torch.tensor([0.0, 5.0, 0.0, 0.0])
     gate_up, down, x = made(4, 32, 32, dtype=torch.float32), made(4, 32, 16, dtype=torch.float32), made(9, 32, dtype=torch.float32)
-    packed = PackedExperts(
-        router=router, router_bias=bias, gate_up=gate_up, down=down, shared=None, num_experts_per_tok=1, norm_topk_prob=True, scaling=1.0
-    )
+    experts = PackedExperts.pack(gate_up, down)
+    packed = PackedExperts(experts, router=router, router_bias=bias, shared=None, num_experts_per_tok=1, norm_topk_prob=True, scaling=1.0)
     expected = reference.swiglu.swiglu(x.double() @ gate_up[1].double().T) @ down[1].double().T
     assert_close(packed(x, torch.zeros_like(x)), expected, torch.float32)
 
@@ -330,10 +456,9 @@ def test_a_row_that_is_not_finite_shows_and_spoils_no_other(dtype, place):
 def test_a_token_that_is_not_finite_comes_out_of_the_experts_so_and_spoils_no_other(dtype):
     x, zeros = made(5, 32, dtype=dtype), torch.zeros(5, 32, dtype=dtype)
     packed = PackedExperts(
+        PackedExperts.pack(made(4, 32, 32, dtype=dtype), made(4, 32, 16, dtype=dtype)),
         router=made(4, 32, dtype=torch.float32),
         router_bias=torch.zeros(4),
-        gate_up=made(4, 32, 32, dtype=dtype),
-        down=made(4, 32, 16, dtype=dtype),
         shared=None,
         num_experts_per_tok=2,
         norm_topk_prob=True,
@@ -385,10 +510,11 @@ def test_a_chain_of_drafts_is_that_of_one_pass_after_another(dtype, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("weights", ["bfloat16", "fp8", "int8", "int4", "w8a8"])
 @torch.inference_mode()
-def test_entries_written_alone_are_those_of_the_whole_layer(dtype):
+def test_entries_written_alone_are_those_of_the_whole_layer(dtype, weights):
     config = variant("tiny-355b")
-    model = GlmModel(config, dtype=dtype).init_weights(5).pack()
+    model = GlmModel(config, dtype=dtype).init_weights(5).pack(weights)
     kv = [torch.zeros(2, 2, config.num_key_value_heads, PAGE_SIZE, config.head_dim, dtype=dtype) for _ in range(config.num_kv_layers)]
     other = [layer.clone() for layer in kv]
     positions, tokens, hidden = torch.arange(70), torch.arange(70) * 3, made(70, config.hidden_size, dtype=dtype)

@@ -30,9 +30,11 @@ else:
     except ImportError:  # built without a C++ compiler
         _native = None
 
-WeightFormat = Literal["float32", "bfloat16", "fp8", "int8"]
+WeightFormat = Literal["float32", "bfloat16", "fp8", "int8", "int4", "w8a8"]
 _CODES = {torch.float32: 0, torch.bfloat16: 1}
-_TARGETS: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "fp8": 2, "int8": 3}
+_FP8 = 2
+_TARGETS: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "fp8": _FP8, "int8": 3, "int4": 4, "w8a8": 5}
+_SCALED = ("fp8", "int8", "w8a8")
 
 
 def available() -> str | None:
@@ -73,39 +75,77 @@ def peak_flops(weight: torch.dtype, activation: torch.dtype) -> float:
     return num_threads() * steps * 12 * 16 * 2 * (2 if pairs else 1) / seconds
 
 
-Scales = tuple[Tensor, Tensor]  # of gate_up and of down
-
-
 class PackedLinear:
-    """A weight [N, K] with its bias in panel order. bf16 where that loses nothing, so an fp32 model may stream half the bytes."""
+    """A weight [N, K] with its bias in panel order. bf16 where that loses nothing, so an fp32 model may stream half the bytes.
 
-    __slots__ = ("handle", "in_features", "out_features")
+    "fp8" (e4m3), "int8" and "w8a8" keep a scale for every output; rows are divided by theirs and rounded to nearest. "w8a8" rounds the rows
+    of the left operand to int8 as well, each by its own largest element. "int4" keeps, for 128 inputs of an output at a time, their
+    lowest value and one sixteenth of their range, both in bf16: no element moves by more than half a step.
+    """
+
+    __slots__ = ("format", "handle", "in_features", "out_features")
+    format: WeightFormat
+    handle: _native.CapsuleType
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, to: WeightFormat | None = None, scale: Tensor | None = None) -> None:
         """Copies; the originals may be dropped. `to` names the format, None chooses between "bfloat16" and "float32".
 
-        "fp8" (e4m3) and "int8" keep a scale for every output: `scale` [N] fp32, or by default the one that makes each row's largest
-        element the largest number. Rows are divided by it and rounded to nearest, so a weight that *is* code * scale (an FP8
-        checkpoint, dequantized) gives its codes back.
+        `scale` [N] fp32 are the scales of an 8-bit format, by default those that make each row's largest element the largest number. So a
+        weight that *is* code * scale gives its codes back.
         """
         self.out_features, self.in_features = weight.shape
-        weight = weight.detach().contiguous()
-        wide = None if bias is None else bias.detach().float().contiguous()
-        if scale is not None and (to not in ("fp8", "int8") or scale.shape != (self.out_features,)):
+        if scale is not None and (to not in _SCALED or scale.shape != (self.out_features,)):
             raise ValueError(f"scales {tuple(scale.shape)} do not fit a weight {tuple(weight.shape)} in {to}")
-        scales = None if scale is None else scale.detach().float().contiguous()
-        handle = None
-        for target in ("bfloat16", "float32") if to is None else (to,):
-            shape = self.out_features, self.in_features
-            if handle is None:
-                handle = _native.pack_linear(weight.data_ptr(), _code(weight), *shape, _address(wide), _TARGETS[target], _address(scales))
-        if handle is None:
+        targets: tuple[WeightFormat, ...] = ("bfloat16", "float32") if to is None else (to,)
+        for target in targets:
+            self.restart(target)
+            if self.fill(0, weight, scale, with_all_threads=True):
+                break
+        else:
             raise ValueError("this weight does not fit bf16 without a loss")
-        self.handle: _native.CapsuleType = handle
+        if bias is not None:
+            self.set_bias(bias)
+
+    @classmethod
+    def empty(cls, out_features: int, in_features: int, to: WeightFormat) -> PackedLinear:
+        """A weight whose rows are still to come, by `fill`."""
+        packed = cls.__new__(cls)
+        packed.out_features, packed.in_features = out_features, in_features
+        packed.restart(to)
+        return packed
+
+    def restart(self, to: WeightFormat) -> None:
+        """Forget all rows and the bias; what comes is kept in another format."""
+        self.format = to
+        self.handle = _native.new_linear(self.out_features, self.in_features, _TARGETS[to])
+
+    def fill(self, first: int, rows: Tensor, scale: Tensor | None = None, *, with_all_threads: bool = False) -> bool:
+        """Round rows [count, K] and store them from row `first` on; different rows may come from several threads.
+
+        `rows` are fp32 or bf16; for a weight in "fp8" also e4m3 codes, which stay as they are, with their `scale` [count] fp32. False
+        says that the format is bf16 and would lose bits: `restart` in another one.
+        """
+        rows = _rows(rows.detach(), self.in_features)
+        codes = rows.dtype == torch.float8_e4m3fn
+        if scale is not None:
+            scale = scale.detach().float().contiguous()
+        if first < 0 or first + rows.shape[0] > self.out_features or (scale is not None and scale.shape != rows.shape[:1]):
+            raise ValueError(f"rows {tuple(rows.shape)} from {first} on do not fit a weight of {self.out_features} rows")
+        if codes and (scale is None or self.format != "fp8"):
+            raise ValueError(f"e4m3 codes need their scales and a weight in fp8, not {self.format}")
+        code = _FP8 if codes else _code(rows)
+        return _native.pack_rows(self.handle, first, rows.shape[0], rows.data_ptr(), code, _address(scale), int(with_all_threads))
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Keep a copy of bias [N] in fp32."""
+        wide = bias.detach().float().contiguous()
+        if wide.shape != (self.out_features,):
+            raise ValueError(f"a bias {tuple(wide.shape)} does not fit {self.out_features} outputs")
+        _native.set_bias(self.handle, wide.data_ptr())
 
     @property
     def num_bytes(self) -> int:
-        """Size of the packed weight."""
+        """Memory of the packed weight, with scales and bias."""
         return _native.num_bytes(self.handle)
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -128,13 +168,17 @@ class PackedMLP:
 
     __slots__ = ("down", "gate", "up")
 
-    def __init__(self, gate_up: Tensor, down: Tensor, *, to: WeightFormat | None = None, scales: Scales | None = None) -> None:
-        """gate_up [2M, H] with the gate rows first, down [H, M]; `to` and the scales ([2M] and [H]) as in `PackedLinear`."""
+    def __init__(self, gate: PackedLinear, up: PackedLinear, down: PackedLinear) -> None:
+        """gate and up [M, H], down [H, M]."""
+        if (gate.out_features, gate.in_features) != (up.out_features, up.in_features) or down.in_features != gate.out_features:
+            raise ValueError(f"projections to {gate.out_features} and {up.out_features} and from {down.in_features} are no gated MLP")
+        self.gate, self.up, self.down = gate, up, down
+
+    @classmethod
+    def of(cls, gate_up: Tensor, down: Tensor, *, to: WeightFormat | None = None) -> PackedMLP:
+        """Pack gate_up [2M, H], the gate rows first, and down [H, M]; `to` as in `PackedLinear`."""
         gate, up = gate_up.chunk(2)
-        first, last = scales if scales is not None else (None, None)
-        gate_scale, up_scale = first.chunk(2) if first is not None else (None, None)
-        self.gate, self.up = PackedLinear(gate, to=to, scale=gate_scale), PackedLinear(up, to=to, scale=up_scale)
-        self.down = PackedLinear(down, to=to, scale=last)
+        return cls(PackedLinear(gate, to=to), PackedLinear(up, to=to), PackedLinear(down, to=to))
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [T, H] -> [T, H]: `residual + mlp(x)`."""
@@ -148,31 +192,32 @@ class PackedMLP:
 class PackedExperts:
     """A whole mixture of experts: fp32 router with selection-only bias, routed experts, shared expert."""
 
-    __slots__ = ("handle", "hidden_size")
+    __slots__ = ("handle", "hidden_size", "only_fp32")
 
     def __init__(
         self,
+        experts: Sequence[PackedMLP],
         *,
         router: Tensor,
         router_bias: Tensor,
-        gate_up: Tensor,
-        down: Tensor,
         shared: PackedMLP | None,
         num_experts_per_tok: int,
         norm_topk_prob: bool,
         scaling: float,
-        to: WeightFormat | None = None,
-        scales: Scales | None = None,
     ) -> None:
-        """router [E, H], router_bias [E], gate_up [E, 2M, H] (gate rows first), down [E, H, M]; scales [E, 2M] and [E, H]."""
+        """router [E, H], router_bias [E]. The experts read their rows in one form, so their formats must agree in it."""
         self.hidden_size = router.shape[1]
-        own = [None] * router.shape[0] if scales is None else list(zip(*scales, strict=True))
-        experts = [PackedMLP(gate_up[e], down[e], to=to, scales=own[e]) for e in range(router.shape[0])]
-        experts += [shared] if shared is not None else []
+        every = [*experts, *([shared] if shared is not None else [])]
+        if len(experts) != router.shape[0] or any(expert.gate.in_features != self.hidden_size for expert in every):
+            raise ValueError(f"{len(experts)} experts do not fit a router {tuple(router.shape)}")
+        forms = {_form(weight.format) for expert in every for weight in (expert.gate, expert.up, expert.down)}
+        if len(forms) > 1 and forms != {"fp32", "narrow"}:
+            raise ValueError(f"experts in different formats cannot share their rows: {', '.join(sorted(forms))}")
+        self.only_fp32 = len(forms) > 1
         parts = (
-            tuple(expert.gate.handle for expert in experts),
-            tuple(expert.up.handle for expert in experts),
-            tuple(expert.down.handle for expert in experts),
+            tuple(expert.gate.handle for expert in every),
+            tuple(expert.up.handle for expert in every),
+            tuple(expert.down.handle for expert in every),
             PackedLinear(router.float(), to="float32").handle,
         )
         bias = router_bias.detach().float().contiguous()
@@ -180,9 +225,16 @@ class PackedExperts:
             parts, bias.data_ptr(), router.shape[0], num_experts_per_tok, int(norm_topk_prob), float(scaling)
         )
 
+    @staticmethod
+    def pack(gate_up: Tensor, down: Tensor, *, to: WeightFormat | None = None) -> list[PackedMLP]:
+        """The routed experts from gate_up [E, 2M, H], the gate rows first, and down [E, H, M]."""
+        return [PackedMLP.of(*one, to=to) for one in zip(gate_up, down, strict=True)]
+
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [T, H] -> [T, H]: `residual + moe(x)`."""
         x = _rows(x, self.hidden_size)
+        if self.only_fp32 and x.dtype != torch.float32:
+            raise ValueError(f"experts of which some keep fp32 weights compute in fp32, not in {x.dtype}")
         out = torch.empty_like(x)
         _native.moe(self.handle, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
         return out
@@ -219,6 +271,8 @@ class PackedLayer:
             or num_heads // num_kv_heads > NATIVE_MAX_GROUP
         ):
             raise ValueError(f"projections to {qkv.out_features} and from {o.in_features} do not fit {num_heads} heads of {head_dim}")
+        if isinstance(mlp, PackedExperts) and mlp.only_fp32 and input_norm.dtype != torch.float32:
+            raise ValueError(f"experts of which some keep fp32 weights compute in fp32, not in {input_norm.dtype}")
         rest = (mlp.handle,) if isinstance(mlp, PackedExperts) else (mlp.gate.handle, mlp.up.handle, mlp.down.handle)
         self._norms = tuple(None if norm is None else norm.detach().contiguous() for norm in (input_norm, post_norm, q_norm, k_norm))
         addresses = tuple(_address(norm) for norm in self._norms)
@@ -510,6 +564,11 @@ def _shape(kv: KVLayer) -> tuple[int, int]:
 def _check_batch(offsets: Tensor, num_requests: int, page_table: Tensor) -> None:
     if offsets.shape[0] != 2 * num_requests + 1 or page_table.shape[0] != num_requests or page_table.stride(1) != 1:
         raise ValueError(f"offsets {tuple(offsets.shape)} and page table {tuple(page_table.shape)} do not describe {num_requests} requests")
+
+
+def _form(format: WeightFormat) -> str:
+    """What a weight makes of its left operand, where that is not a matter of the activations alone."""
+    return {"float32": "fp32", "w8a8": "w8a8", "int4": "int4"}.get(format, "narrow")
 
 
 def _code(x: Tensor) -> int:
