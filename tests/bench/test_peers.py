@@ -222,7 +222,8 @@ def test_the_report_is_a_page_a_plot_and_a_file(figures, tmp_path):
 
 @pytest.mark.skipif(cpu.available() is None, reason="no native kernels on this machine")
 @pytest.mark.slow
-def test_a_quick_run_measures_every_engine_that_is_there(tmp_path, capsys):
+def test_a_quick_run_measures_every_engine_that_is_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
     arguments = ["bench", "peers", "--quick", "--scale", str(TINY), "--out", str(tmp_path), "--json", str(tmp_path / "all.json")]
     with pytest.raises(SystemExit) as stop:
         main(arguments)

@@ -89,6 +89,18 @@ def test_packed_weights_stay_the_codes_and_scales_of_the_file(checkpoint, dtype)
         assert float((found - truth).square().mean()) <= 1.2 * float((plain - truth).square().mean())
 
 
+@pytest.mark.skipif(cpu.available() is None, reason="no native kernels on this machine")
+@pytest.mark.parametrize("to", ["int8", "int4"])
+def test_fp8_weights_can_be_rounded_again(checkpoint, to):
+    quantize(checkpoint)
+    add_scheme(checkpoint)
+    direct = load_packed_model(checkpoint, dtype=torch.bfloat16, to=to, threads=2).layers[1].self_attn
+    plain = load_model(checkpoint, dtype=torch.bfloat16).pack(to).layers[1].self_attn
+    x = torch.randn(5, direct.o_proj.packed.in_features).bfloat16()
+    assert direct.o_proj.packed.format == to
+    assert torch.equal(direct.o_proj.packed(x), plain.o_proj.packed(x))
+
+
 @pytest.mark.parametrize("file", ["GLM-4.5-Air-FP8", "GLM-4.5-FP8"])
 def test_the_published_scheme_is_accepted(checkpoint, shared, file):
     quantize(checkpoint)

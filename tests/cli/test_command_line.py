@@ -46,6 +46,13 @@ def test_own_errors_are_one_line(capsys):
     assert ended.value.code == 2 and "no-such-file.json" in error and "Traceback" not in error
 
 
+@pytest.mark.parametrize("verb", [["generate", "Hello"], ["serve"]])
+def test_an_unknown_weight_format_names_the_known_ones(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([*verb, "--quantization", "int3"])
+    assert ended.value.code == 2 and "fp8, int8, int4, w8a8" in capsys.readouterr().err.replace("\n", " ")
+
+
 GLM = [sys.executable, "-m", "openglm.cli.main"]
 
 
