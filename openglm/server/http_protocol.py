@@ -33,6 +33,7 @@ from uvicorn.server import ServerState
 
 from openglm.config.server import ConnectionLimits, ServerConfig, limit_flag
 from openglm.server.access import ADMIN_SOCKET
+from openglm.server.direct_line import BODY_WRITER
 from openglm.server.refusal import Refusal
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._peer = ""
         self._is_local = False
         self._raw: asyncio.Transport
+        self._body_writer: _BodyWriter
         self._closing = False
         # The message that is being read: not begun, in its head, or in its body.
         self._begun = self._in_body = False
@@ -108,6 +110,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let the connection in, or tell it that there are too many."""
         self._raw = transport
+        self._body_writer = _BodyWriter(transport)
         super().connection_made(cast(asyncio.Transport, _CarefulTransport(transport, self)))
         self._peer = self.client[0] if self.client else "local"
         connection = transport.get_extra_info("socket")
@@ -127,17 +130,20 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._closing = True
+        self._body_writer.ready = False
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client does not keep up; from here on it must read something now and then."""
         super().pause_writing()
+        self._body_writer.ready = False
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self._limits.write_stall_s, self._stall)
 
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
+        self._body_writer.ready = not self._closing
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
@@ -151,7 +157,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close after what was written; the rest of a message that still arrives is dropped for a moment."""
         if self._closing:
             return
-        self._closing = True
+        self._closing, self._body_writer.ready = True, False
         self._body_bytes = 0  # from here on: what is dropped
         self._unset_keepalive_if_required()
         if self._read_timer is not None:
@@ -208,8 +214,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._begun, self._in_body, self._upgrades = True, False, False
         self._head_size = self._head_lines = self._num_chunks = self._body_bytes = 0
         super().on_message_begin()
-        if self._is_local:
-            self.scope["extensions"] = {ADMIN_SOCKET: {}}
+        extensions: dict[str, Any] = {BODY_WRITER: self._body_writer}
+        self.scope["extensions"] = extensions | {ADMIN_SOCKET: {}} if self._is_local else extensions
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -341,6 +347,18 @@ class BoundedProtocol(HttpToolsProtocol):
 
 class _Refused(Exception):
     """Stops the parser; the reason lies in the protocol."""
+
+
+class _BodyWriter:
+    """Pieces of the response that is under way, past `send` (`direct_line.BodyWriter`). A plain attribute says whether one may come,
+    because it is read for every token."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.ready = True
+        self._write = transport.write
+
+    def write(self, data: bytes) -> None:
+        self._write(b"%x\r\n%b\r\n" % (len(data), data))
 
 
 class _CarefulTransport:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive
 
 from openglm.errors import RequestError
 from openglm.server.background_response import BackgroundResponse
+from openglm.server.direct_line import BodyWriter
 from openglm.server.event_stream import EventStream
 from openglm.server.exchange import Exchange, GeneratingRoute, left_out
 from openglm.server.json_reply import JSONReply, encode
@@ -150,10 +151,10 @@ class _CreateRoute(GeneratingRoute):
         super().__init__(service, read)
         self._begin_in_background = begin_in_background
 
-    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> ASGIApp:
+    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive, writer: BodyWriter | None) -> ASGIApp:
         if isinstance(exchange, _ResponsesExchange) and exchange.wanted.background:
             return self._begin_in_background(exchange, turns)
-        return await super().reply(exchange, turns, receive)
+        return await super().reply(exchange, turns, receive, writer)
 
 
 def _first_event(after: str | None) -> int:
