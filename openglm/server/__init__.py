@@ -13,6 +13,7 @@
     refusal                                what is said when the answer is no
     metrics, exposition, tracing           what is counted, how Prometheus reads it, spans
     metric_labels, sglang_metrics          families of the text format; SGLang's names for the same figures
+    openapi, reply_shapes                  what every route takes and answers, as a document
     service, operations, app               shared state, the operator's routes, all routes
     web_page, page_routes                  the page at `/`: its files, and what only it asks
     serve, banner                          the process: port, loading, draining, exit code

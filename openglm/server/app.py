@@ -16,6 +16,7 @@ from openglm.server.dialects import write_refusal
 from openglm.server.exposition import MetricsRoute
 from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_routes import Models, StopThinking, chat_completions
+from openglm.server.openapi import OpenAPIRoute
 from openglm.server.page_routes import PageRoutes
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.request_context import current_request
@@ -27,11 +28,12 @@ from openglm.server.web_page import WebPage
 def build_app(service: Service) -> ASGIApp:
     """The application around one service."""
     models, health, control, responses = Models(service), _Health(service), _Control(service), Responses(service)
-    page, page_routes = WebPage(), PageRoutes(service)
+    page, page_routes, openapi = WebPage(), PageRoutes(service), OpenAPIRoute(service)
     routes = [
         Route("/health", health.alive, methods=["GET"]),
         Route("/ready", health.ready, methods=["GET"]),
         Route("/metrics", MetricsRoute(service).show, methods=["GET"]),
+        Route("/openapi.json", openapi.show, methods=["GET"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{name:path}", models.one, methods=["GET"]),
         Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
@@ -59,6 +61,7 @@ def build_app(service: Service) -> ASGIApp:
         Route("/resume", control.resume, methods=["POST"]),
         *operations.control_routes(service),
     ]
+    openapi.describe(routes, control_routes)
     config = service.config
     service.metrics.name_handlers({route.endpoint: route.path for route in (*routes, *control_routes)})
     router = _Routes(routes, control_routes)
