@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openglm.server import anthropic_routes, operations, sglang_routes, token_routes, zai_routes
@@ -91,9 +91,22 @@ class _Routes:
         try:
             await router(scope, receive, send)
         except HTTPException as error:
-            headers = tuple((error.headers or {}).items())
-            message = "this server has no such route" if error.status_code == 404 else "this route takes another method"
-            raise Refused(Refusal(error.status_code, message, "no_route", headers=headers)) from None
+            if error.status_code == 404:
+                raise Refused(Refusal(404, "this server has no such route", "no_route")) from None
+            raise Refused(
+                Refusal(405, "this route takes another method", "no_route", headers=(("Allow", _methods(router, scope)),))
+            ) from None
+
+
+def _methods(router: Router, scope: Scope) -> str:
+    """The methods of all routes with this path, of which each knows only its own."""
+    found = {
+        method
+        for route in router.routes
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
+    return ", ".join(sorted(found))
 
 
 class _Health:

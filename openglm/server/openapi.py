@@ -4,14 +4,14 @@ Request shapes are made from the structs that decode the bodies, answer shapes f
 themselves. Written here is only what none of these know: one line about each operation, and the values that a struct leaves to the text
 level (`Any`). A route without such a line, or a line without a route, is an error at start.
 
-Control routes are in the document for who may use them. Streams are described by the shape of their events (`x-event-schema`), for which
-OpenAPI 3.1 has no word.
+Control routes are in the document for who may use them. A stream's schema is that of one server-sent event, whose data is JSON but for a
+last [DONE].
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from openglm.server.responses_request import ResponsesBody
 from openglm.server.service import Service
 from openglm.server.sglang_request import GenerateBody, GenerateSampling
 from openglm.server.token_routes import DetokenizeBody, TokenizeBody
+from openglm.text.openai_messages import ROLES, TEXT_PARTS
 
 JSON, TEXT, HTML, SSE = "application/json", "text/plain", "text/html", "text/event-stream"
 _REFERENCE: Final = "#/components/schemas/{name}"
@@ -129,31 +130,52 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     **{("POST", path): _ABORT for path in ("/abort_request", "/abort_requests")},
 }
 
-_TEXT_PARTS: Final = {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "object", "required": ["type"]}]}}
-_CONTENT: Final = {"anyOf": [{"type": "string"}, _TEXT_PARTS, {"type": "null"}]}
 _OBJECTS: Final = {"anyOf": [{"type": "array", "items": {"type": "object"}}, {"type": "null"}]}
 _IDS: Final = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_TEXTS: Final = {"type": "array", "items": {"type": "string"}}
 _PROMPT: Final = {
     "anyOf": [
         {"type": "string"},
         {**_IDS, "minItems": 1},
-        *({"type": "array", "minItems": 1, "items": each} for each in ({"type": "string"}, _IDS)),
+        {**_TEXTS, "minItems": 1},
+        {"type": "array", "minItems": 1, "items": _IDS},
     ]
 }
-_MESSAGES: Final = {"type": "array", "minItems": 1, "items": {"$ref": _REFERENCE.format(name="Message")}}
-_NULLABLE_MESSAGES: Final = {"anyOf": [_MESSAGES, {"type": "null"}]}
-_MESSAGE: Final = {
-    "type": "object",
-    "description": "One turn. Roles, parts and calls are those of the route's own dialect.",
-    "required": ["role"],
-    "properties": {"role": {"type": "string"}, "content": _CONTENT},
+
+
+def _message(roles: Iterable[str], parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """A turn. What else it may hold (calls, reasoning) is for the text level to say."""
+    part = {"anyOf": [{"type": "string"}, *parts]}
+    content = {"anyOf": [{"type": "string"}, {"type": "array", "items": part}, {"type": "null"}]}
+    return {"type": "object", "required": ["role"], "properties": {"role": {"enum": list(roles)}, "content": content}}
+
+
+def _part(kind: str, field: str) -> dict[str, Any]:
+    return {"type": "object", "required": ["type", field], "properties": {"type": {"const": kind}, field: {"type": "string"}}}
+
+
+_OPENAI_PARTS: Final = [_part(kind, field) for kind, field in TEXT_PARTS.items()]
+_ANTHROPIC_BLOCK: Final = {"type": "object", "required": ["type"], "properties": {"type": {"type": "string"}}}
+_SHARED: Final = {
+    "ChatTurn": _message(ROLES, _OPENAI_PARTS),
+    "MessagesTurn": _message(("user", "assistant", "system"), [_ANTHROPIC_BLOCK]),
 }
+
+
+def _turns(name: str) -> dict[str, Any]:
+    return {"type": "array", "minItems": 1, "items": {"$ref": _REFERENCE.format(name=name)}}
+
+
 # Values that the structs leave to the text level.
 _VALUES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
-    ChatBody: {"messages": _MESSAGES, "tools": _OBJECTS},
+    ChatBody: {"messages": _turns("ChatTurn"), "tools": _OBJECTS},
     CompletionBody: {"prompt": _PROMPT},
-    TokenizeBody: {"messages": _NULLABLE_MESSAGES},
-    MessagesBody: {"messages": _MESSAGES, "tools": _OBJECTS, "system": _CONTENT},
+    TokenizeBody: {"messages": {"anyOf": [_turns("ChatTurn"), {"type": "null"}]}},
+    MessagesBody: {
+        "messages": _turns("MessagesTurn"),
+        "tools": _OBJECTS,
+        "system": {"anyOf": [{"type": "string"}, {"type": "array", "items": _ANTHROPIC_BLOCK}, {"type": "null"}]},
+    },
     ResponsesBody: {"input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}, "tools": _OBJECTS},
     GenerateBody: {
         "text": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]},
@@ -205,7 +227,7 @@ def document(routes: Sequence[Route], *, needs_key: bool) -> dict[str, Any]:
     for body, values in _VALUES.items():
         if body.__name__ in components:
             components[body.__name__]["properties"] |= values
-    components["Message"] = _MESSAGE
+    components |= _SHARED
     paths: dict[str, Any] = {}
     for (method, path), operation in found.items():
         described = _described(method, path, operation, schema_of)
@@ -264,6 +286,6 @@ def _content(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if operation.reply is not None:
         content[operation.media_type] = {"schema": schema_of[operation.reply]}
     if operation.event is not None:
-        events = {"type": "string", "description": "Server-sent events; the data of each is JSON, but for a last [DONE]."}
-        content[SSE] = {"schema": events, "x-event-schema": schema_of[operation.event]}
+        data = {"type": "string", "contentMediaType": JSON, "contentSchema": schema_of[operation.event]}
+        content[SSE] = {"schema": {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}}
     return {"content": content} if content else {}

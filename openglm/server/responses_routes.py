@@ -42,7 +42,7 @@ class Responses:
         of one that was asked for as a stream in the background, behind number `starting_after`."""
         response_id = request.path_params["id"]
         stored, background = self._store.get(response_id), self._background.get(response_id)
-        if request.query_params.get("stream") == "true":
+        if _wants_stream(request.query_params.get("stream")):
             first = _first_event(request.query_params.get("starting_after"))
             if background is not None and background.events:
                 return EventStream(b"", background.follow(first), keep_alive_s=self._service.config.keep_alive_s)
@@ -155,6 +155,12 @@ class _CreateRoute(GeneratingRoute):
         if isinstance(exchange, _ResponsesExchange) and exchange.wanted.background:
             return self._begin_in_background(exchange, turns)
         return await super().reply(exchange, turns, receive, writer)
+
+
+def _wants_stream(value: str | None) -> bool:
+    if value not in (None, "true", "false"):
+        raise RequestError("stream must be true or false", param="stream")
+    return value == "true"
 
 
 def _first_event(after: str | None) -> int:
