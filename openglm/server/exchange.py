@@ -89,6 +89,7 @@ class GeneratingRoute:
         """Serve one request."""
         service = self._service
         service.refuse_if_draining()
+        service.traffic.refuse_if_full()
         body = await read_json_body(Request(scope, receive), service.config.limits)
         with service.traffic.admitted():
             exchange = self._read(body) if len(body) < LARGE_BODY else await asyncio.to_thread(self._read, body)

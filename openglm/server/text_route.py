@@ -33,6 +33,7 @@ class TextRoute:
         """Serve one request."""
         service = self._service
         service.refuse_if_draining()
+        service.traffic.refuse_if_full()
         body = await read_json_body(Request(scope, receive), service.config.limits)
         with service.traffic.admitted():
             await service.wait_until_loaded()
