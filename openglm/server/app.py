@@ -99,14 +99,9 @@ class _Routes:
 
 
 def _methods(router: Router, scope: Scope) -> str:
-    """The methods of all routes with this path, of which each knows only its own."""
-    found = {
-        method
-        for route in router.routes
-        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE
-        for method in route.methods or ()
-    }
-    return ", ".join(sorted(found))
+    """The methods of a path that more than one route may have, of which each knows only its own."""
+    found = [route for route in router.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE]
+    return ", ".join(sorted(set().union(*(route.methods or () for route in found if route.path == found[0].path))))
 
 
 class _Health:

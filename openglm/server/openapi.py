@@ -60,6 +60,7 @@ def _chat(summary: str, error: type[msgspec.Struct] = shapes.OpenAIError) -> Ope
     return Operation(summary, shapes.ChatCompletion, ChatBody, ("messages",), shapes.ChatChunk, error=error)
 
 
+_ENDS_WITH_DONE: Final = (shapes.ChatChunk, shapes.Completion, shapes.Generated)
 _ANTHROPIC: Final = shapes.AnthropicError
 _TOKENIZE: Final = Operation("The ids of a text, or of the prompt that a conversation becomes.", shapes.Tokenized, TokenizeBody)
 _DETOKENIZE: Final = Operation("The text of ids.", shapes.Detokenized, DetokenizeBody, ("tokens",))
@@ -174,7 +175,7 @@ _VALUES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
     MessagesBody: {
         "messages": _turns("MessagesTurn"),
         "tools": _OBJECTS,
-        "system": {"anyOf": [{"type": "string"}, {"type": "array", "items": _ANTHROPIC_BLOCK}, {"type": "null"}]},
+        "system": _message((), [_ANTHROPIC_BLOCK])["properties"]["content"],
     },
     ResponsesBody: {"input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}, "tools": _OBJECTS},
     GenerateBody: {
@@ -286,6 +287,8 @@ def _content(operation: Operation, schema_of: dict[Any, Any]) -> dict[str, Any]:
     if operation.reply is not None:
         content[operation.media_type] = {"schema": schema_of[operation.reply]}
     if operation.event is not None:
-        data = {"type": "string", "contentMediaType": JSON, "contentSchema": schema_of[operation.event]}
+        data: dict[str, Any] = {"type": "string", "contentMediaType": JSON, "contentSchema": schema_of[operation.event]}
+        if operation.event in _ENDS_WITH_DONE:
+            data = {"anyOf": [data, {"const": "[DONE]"}]}
         content[SSE] = {"schema": {"type": "object", "required": ["data"], "properties": {"event": {"type": "string"}, "data": data}}}
     return {"content": content} if content else {}

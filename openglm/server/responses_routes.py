@@ -42,8 +42,8 @@ class Responses:
         of one that was asked for as a stream in the background, behind number `starting_after`."""
         response_id = request.path_params["id"]
         stored, background = self._store.get(response_id), self._background.get(response_id)
+        first = _first_event(request.query_params.get("starting_after"))
         if _wants_stream(request.query_params.get("stream")):
-            first = _first_event(request.query_params.get("starting_after"))
             if background is not None and background.events:
                 return EventStream(b"", background.follow(first), keep_alive_s=self._service.config.keep_alive_s)
             if stored is not None and stored.events:

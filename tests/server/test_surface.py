@@ -267,4 +267,6 @@ async def test_more_requests_than_may_wait_are_shed_with_a_hint():
 async def test_a_wrong_method_is_told_every_right_one():
     async with client_of(service_of()) as client:
         answer = await client.put("/v1/responses/x")
+        page = await client.put("/page/prompt")
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD")
+    assert (page.status_code, page.headers["allow"]) == (405, "POST")
