@@ -81,12 +81,14 @@ class BoundedProtocol(HttpToolsProtocol):
         *,
         server: ServerConfig,
         census: Census,
+        outbox: Outbox,
         write: Callable[[Refusal], Response],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._server = server
         self._limits = server.connection_limits
         self._census = census
+        self._outbox = outbox
         self._write_refusal = write
         self._peer = ""
         self._is_local = False
@@ -110,7 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let the connection in, or tell it that there are too many."""
         self._raw = transport
-        self._body_writer = _BodyWriter(transport)
+        self._body_writer = _BodyWriter(transport, self._outbox)
         super().connection_made(cast(asyncio.Transport, _CarefulTransport(transport, self)))
         self._peer = self.client[0] if self.client else "local"
         connection = transport.get_extra_info("socket")
@@ -130,7 +132,7 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._closing = True
-        self._body_writer.ready = False
+        self._body_writer.end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -157,7 +159,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """Close after what was written; the rest of a message that still arrives is dropped for a moment."""
         if self._closing:
             return
-        self._closing, self._body_writer.ready = True, False
+        self._closing = True
+        self._body_writer.end()
         self._body_bytes = 0  # from here on: what is dropped
         self._unset_keepalive_if_required()
         if self._read_timer is not None:
@@ -349,16 +352,44 @@ class _Refused(Exception):
     """Stops the parser; the reason lies in the protocol."""
 
 
+class Outbox:
+    """What all connections of a server are to send within one turn of the event loop, written in one go: the first piece wakes the process
+    that reads, which is then awake for the others. Written one by one, between the work on each, every piece would wake it again."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[_BodyWriter, bytes]] = []
+
+    def put(self, writer: _BodyWriter, data: bytes) -> None:
+        """Send in this turn. Whoever is woken later in it, such as the stream's own task, finds it sent."""
+        if not self._pieces:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._pieces.append((writer, data))
+
+    def _send(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        for writer, data in pieces:
+            writer.send(data)
+
+
 class _BodyWriter:
     """Pieces of the response that is under way, past `send` (`direct_line.BodyWriter`). A plain attribute says whether one may come,
     because it is read for every token."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self.ready = True
-        self._write = transport.write
+        self._transport = transport
+        self._outbox = outbox
+        self._is_over = False
 
     def write(self, data: bytes) -> None:
-        self._write(b"%x\r\n%b\r\n" % (len(data), data))
+        self._outbox.put(self, b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send(self, data: bytes) -> None:
+        if not self._is_over:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        self.ready, self._is_over = False, True
 
 
 class _CarefulTransport:

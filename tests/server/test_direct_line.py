@@ -11,6 +11,7 @@ from canned_engine import CannedEngine
 from openglm.engine.client import EngineStream
 from openglm.engine.request import EngineOutput
 from openglm.server.direct_line import BODY_WRITER
+from openglm.server.http_protocol import Outbox, _BodyWriter
 from openglm.text.turn_parser import TurnParser
 
 
@@ -128,3 +129,27 @@ async def test_a_failure_on_the_short_way_ends_that_stream_with_an_error_event(m
     sent, engine = await stream([ENCODE("one"), ENCODE(" two"), ENCODE("boom")], writer=Writer(), ending=None, **fields)
     assert sent.num_direct and b'"error"' in sent.body and b"a bug" not in sent.body
     assert len(engine.aborted) == 1
+
+
+async def test_pieces_of_one_turn_of_the_loop_are_written_together_and_before_whoever_wakes_later():
+    written, order = [], []
+    outbox = Outbox()
+
+    class Transport:
+        def __init__(self, name) -> None:
+            self.name = name
+
+        def write(self, data) -> None:
+            written.append((self.name, data))
+
+    a, b, gone = (_BodyWriter(Transport(name), outbox) for name in "abc")
+    a.write(b"one")
+    b.write(b"two")
+    gone.write(b"lost")
+    a.write(b"three")
+    asyncio.get_running_loop().call_soon(lambda: order.append(list(written)))
+    gone.end()
+    assert written == [] and not gone.ready
+    await settle()
+    expected = [("a", b"3\r\none\r\n"), ("b", b"3\r\ntwo\r\n"), ("a", b"5\r\nthree\r\n")]
+    assert written == expected and order == [expected]
