@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 MODEL ?=
 
-.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability check format nano lock clean
+.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability test-schemathesis check format nano lock clean
 
 setup: $(READY)  ## virtual environment with the locked versions
 
@@ -36,6 +36,11 @@ test-exactness: $(READY)  ## the engine's bitwise matrix; ARGS="--last-failed" o
 
 test-reliability: $(READY)  ## the black-box scenarios in full; against another server: python -m tests.reliability --url URL
 	$(BIN)/pytest -m reliability tests/reliability
+
+test-schemathesis: $(READY)  ## Schemathesis against /openapi.json, in an environment of its own; EXAMPLES=2000 per operation takes longer
+	test -x build/schemathesis/bin/schemathesis || $(PYTHON) -m venv build/schemathesis
+	build/schemathesis/bin/pip install --quiet --disable-pip-version-check 'schemathesis==4.32.5'
+	SCHEMATHESIS=$(CURDIR)/build/schemathesis/bin/schemathesis EXAMPLES=$(or $(EXAMPLES),50) $(BIN)/pytest -m reliability tests/reliability/test_schemathesis.py
 
 test-openai-2: $(READY)  ## the client tests with version 2 of the openai package (the lock holds version 3)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/openai-2 'openai==2.*' distro jiter sniffio tqdm

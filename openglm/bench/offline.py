@@ -19,6 +19,7 @@ from dataclasses import replace
 import msgspec
 
 from openglm.bench.machine import Machine, this_machine
+from openglm.bench.marks import Mark, mark
 from openglm.config.engine import EngineConfig, resolve
 from openglm.engine.core import EngineCore
 from openglm.engine.loading import core_of, load_engine
@@ -52,15 +53,6 @@ class Speed(msgspec.Struct, frozen=True):
     def median(self) -> float:
         """The figure that counts."""
         return statistics.median(self.tokens_per_second)
-
-
-class Mark(msgspec.Struct, frozen=True):
-    """A figure beside what it should be; `value` is None where this run did not measure it."""
-
-    name: str
-    aim: str
-    value: float | None
-    holds: bool | None
 
 
 class OfflineFigures(msgspec.Struct, frozen=True):
@@ -253,16 +245,9 @@ def _marks(found: dict[tuple[str, int], list[float]], at_16: Sequence[StepTimes]
     gains = {count: ratio((ADAPTIVE, count), (OFF, count)) for _, count in found}
     worst = min((gain for gain in gains.values() if gain is not None), default=None)
     return (
-        _mark("tokens/s of 16 streams over one", ratio((ADAPTIVE, 16), (ADAPTIVE, 1)), at_least=6.0),
-        _mark("schedule + prepare + output, of a step at 16 streams", overhead, at_most=0.10),
-        _mark("automatic drafts over none, one stream", gains.get(1), at_least=1.3),
-        _mark("automatic drafts over none, the worst of all numbers of streams", worst, at_least=0.97),
-        _mark("first token of a second turn, warm over cold", warm_share, at_most=0.15),
+        mark("tokens/s of 16 streams over one", ratio((ADAPTIVE, 16), (ADAPTIVE, 1)), at_least=6.0),
+        mark("schedule + prepare + output, of a step at 16 streams", overhead, at_most=0.10),
+        mark("automatic drafts over none, one stream", gains.get(1), at_least=1.3),
+        mark("automatic drafts over none, the worst of all numbers of streams", worst, at_least=0.97),
+        mark("first token of a second turn, warm over cold", warm_share, at_most=0.15),
     )
-
-
-def _mark(name: str, value: float | None, *, at_least: float | None = None, at_most: float | None = None) -> Mark:
-    aim = f">= {at_least:g}" if at_least is not None else f"<= {at_most:g}"
-    if value is None:
-        return Mark(name, aim, None, None)
-    return Mark(name, aim, value, (at_least is None or value >= at_least) and (at_most is None or value <= at_most))

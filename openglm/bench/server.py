@@ -62,10 +62,10 @@ def measure_server(
         progress(f"ready after {ready_s:.2f} s; warming up")
         asyncio.run(_answer(url, "Hello", tokens))
         progress(f"one stream, {rounds} rounds of {tokens} tokens")
-        single = [asyncio.run(_answer(url, _prompt(i), tokens)) for i in range(rounds)]
+        single = [asyncio.run(_answer(url, prompt_text(i), tokens)) for i in range(rounds)]
         progress(f"{streams} streams at once")
         began = time.monotonic()
-        together = asyncio.run(_answers(url, [_prompt(1000 + i) for i in range(streams)], tokens))
+        together = asyncio.run(_answers(url, [prompt_text(1000 + i) for i in range(streams)], tokens))
         total_rate = sum(t.num_tokens for t in together) / (time.monotonic() - began)
         family = [server, *server.children(recursive=True)]
         return ServerFigures(
@@ -148,6 +148,6 @@ async def _answer(url: str, prompt: str, tokens: int) -> Timing:
     return Timing(first - began, last - began, num_tokens)
 
 
-def _prompt(number: int) -> str:
+def prompt_text(number: int) -> str:
     """A prompt that begins like no other, so that only the template's first tokens can be cached."""
     return f"{number * 7919 % 10007} plus {number * 104729 % 9973}: think about it and explain every step of the sum."

@@ -10,20 +10,22 @@ import typer
 from openglm.cli.report_file import writable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.table import Table
 
     from openglm.bench.machine import Machine
+    from openglm.bench.marks import Mark
+    from openglm.config.engine import EngineConfig
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="What to measure: server, offline, recovery, kernels or peers.")] = "server",
+    what: Annotated[str, typer.Argument(help="What to measure: server, streaming, offline, recovery, kernels or peers.")] = "server",
     model: Annotated[Path | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
-    serve_flags: Annotated[str, typer.Option(help="server, recovery: further flags for glm serve, as one string.")] = "",
-    streams: Annotated[int | None, typer.Option(min=1, help="server, recovery: streams at once. Default: 8, 32.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20, peers 3.")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="server, offline: tokens per answer.")] = 128,
+    serve_flags: Annotated[str, typer.Option(help="server, streaming, recovery: further flags for glm serve, as one string.")] = "",
+    streams: Annotated[int | None, typer.Option(min=1, help="server, streaming, recovery: streams at once. Default: 8, 64, 32.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20, streaming and peers 3.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="server, streaming, offline: tokens per answer.")] = 128,
     quick: Annotated[bool, typer.Option("--quick", help="offline, kernels, peers: a smoke run, whose figures mean nothing.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="kernels, peers: threads of every engine.")] = 1,
     weights: Annotated[str, typer.Option(help="kernels: bfloat16, fp8, int8, int4 or w8a8.")] = "bfloat16",
@@ -42,6 +44,8 @@ def command(
     glm bench server                                             the embedded model, as a user meets it
 
     glm bench server --serve-flags "--num-speculative-tokens 0"  the same without MTP drafts
+
+    glm bench streaming                                          the server's CPU per token event, jitter, HTTP against the engine alone
 
     glm bench offline                                            the engine alone: streams, draft depths, step parts, prefix cache
 
@@ -63,6 +67,8 @@ def command(
     match what:
         case "server":
             figures, tables = _server(flags, streams or 8, rounds or 5, tokens, tell)
+        case "streaming":
+            figures, tables = _streaming(flags, streams or 64, rounds or 3, tokens, tell)
         case "offline":
             figures, tables = _offline(model, rounds, tokens, quick, tell)
         case "recovery":
@@ -73,7 +79,7 @@ def command(
             chosen = [[name.strip() for name in names.split(",") if name.strip()] for names in (engines, formats)]
             figures, tables = _peers(slice_, scale, threads, rounds or 3, chosen, out, quick, install, tell)
         case _:
-            raise ConfigError(f"no measurement is called {what!r:.40}; known: server, offline, recovery, kernels, peers")
+            raise ConfigError(f"no measurement is called {what!r:.40}; known: server, streaming, offline, recovery, kernels, peers")
     for table in tables:
         Console().print(table)
     if json_file:
@@ -91,6 +97,45 @@ def _server(flags: list[str], streams: int, rounds: int, tokens: int, tell: Call
     table.add_row(f"{figures.streams} streams, all together", f"{figures.total_tokens_per_second:.0f} tok/s")
     table.add_row("memory (RSS of all processes)", f"{figures.rss_bytes / 2**20:.0f} MiB")
     return figures, [table]
+
+
+def _streaming(flags: list[str], streams: int, rounds: int, tokens: int, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+    from openglm.bench.streaming import measure_streaming
+
+    figures = measure_streaming(flags, _engine_config(flags), streams=streams, rounds=rounds, tokens=tokens, progress=tell)
+    table = _table(f"{figures.command}, {figures.streams} streams", figures.machine, "figure", "value")
+    table.add_row("server CPU per event", f"{figures.server_us_per_event:.1f} us ({figures.server_us_per_token:.1f} per token)")
+    table.add_row("client CPU per event, on the same machine", f"{figures.client_us_per_event:.1f} us")
+    table.add_row("events, all together", f"{figures.events_per_second:.0f}/s of {figures.tokens_per_event:.2f} tokens")
+    table.add_row("gap between events of a stream, median", f"{figures.gap_ms:.1f} ms")
+    table.add_row("distance of gaps from their median, p99", f"{figures.jitter_p99_ms:.1f} ms")
+    table.add_row("a step's last event after its first, p99", f"{figures.spread_p99_ms:.1f} ms")
+    table.add_row(f"{figures.compared_streams} streams over HTTP", f"{figures.http_tokens_per_second:.0f} tok/s")
+    table.add_row(f"{figures.compared_streams} streams offline", f"{figures.offline_tokens_per_second:.0f} tok/s")
+    return figures, [table, _marks(figures.marks)]
+
+
+def _engine_config(flags: list[str]) -> EngineConfig:
+    """The engine that `glm serve` runs with these flags."""
+    from dataclasses import fields
+
+    from typer.main import get_command
+
+    from openglm.cli import serve
+    from openglm.config.engine import EngineConfig
+
+    app = typer.Typer(add_completion=False)
+    app.command("serve", cls=serve.COMMAND_CLASS)(serve.command)
+    given = get_command(app).make_context("serve", list(flags)).params
+    return EngineConfig(**{field.name: given[field.name] for field in fields(EngineConfig) if field.name in given})
+
+
+def _marks(marks: Sequence[Mark]) -> Table:
+    table = _table(None, None, "mark", "measured", "aim", "")
+    for mark in marks:
+        value = "not measured" if mark.value is None else f"{mark.value:.3g}"
+        table.add_row(mark.name, value, mark.aim, {True: "holds", False: "missed", None: ""}[mark.holds])
+    return table
 
 
 def _offline(model: Path | None, rounds: int | None, tokens: int, quick: bool, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
@@ -115,11 +160,7 @@ def _offline(model: Path | None, rounds: int | None, tokens: int, quick: bool, t
         )
     parts.add_row(f"first token, {figures.prefix_tokens} tokens shared, cold", f"{figures.first_token_cold_ms:.0f} ms")
     parts.add_row("the same, warm", f"{figures.first_token_warm_ms:.0f} ms")
-    marks = _table(None, None, "mark", "measured", "aim", "")
-    for mark in figures.marks:
-        value = "not measured" if mark.value is None else f"{mark.value:.3g}"
-        marks.add_row(mark.name, value, mark.aim, {True: "holds", False: "missed", None: ""}[mark.holds])
-    return figures, [speeds, parts, marks]
+    return figures, [speeds, parts, _marks(figures.marks)]
 
 
 def _recovery(flags: list[str], streams: int, rounds: int, tell: Callable[[str], None]) -> tuple[object, list[Table]]:

@@ -210,6 +210,9 @@ def command(
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.", rich_help_panel=_LOG)] = "warning",
     log_format: Annotated[str, typer.Option(help="text or json.", rich_help_panel=_LOG)] = "text",
     access_log: Annotated[bool, typer.Option(help="A line per HTTP request, at level info.", rich_help_panel=_LOG)] = True,
+    metrics_compat: Annotated[
+        str, typer.Option(metavar="vllm|sglang", help="Names in /metrics: vLLM's, or SGLang's besides.", rich_help_panel=_LOG)
+    ] = "vllm",
     otlp_traces_endpoint: Annotated[
         str | None,
         typer.Option(metavar="URL", help="Send a span per answer there (OTLP/HTTP); needs the extra otel.", rich_help_panel=_LOG),
@@ -237,6 +240,7 @@ def command(
     _one_of("--log-level", log_level, ("debug", "info", "warning", "error"))
     _one_of("--log-format", log_format, ("text", "json"))
     _one_of("--reasoning-field", reasoning_field, ("reasoning_content", "reasoning", "both"))
+    _one_of("--metrics-compat", metrics_compat, ("vllm", "sglang"))
     _one_of("--generation-config", generation_config, ("auto", "model", "vllm", "openai"))
     names = _names(served_model_name, model)
     set_up_logging(log_level, log_format, access=access_log)  # type: ignore[arg-type]  # checked above
@@ -254,6 +258,7 @@ def command(
         allowed_origins=_origins(allowed_origins or []),
         ssl_certfile=ssl_certfile,
         ssl_keyfile=ssl_keyfile,
+        metrics_compat=metrics_compat,  # type: ignore[arg-type]  # checked above
         otlp_traces_endpoint=otlp_traces_endpoint,
         max_queued_requests=max_queued_requests,
         max_queued_tokens=max_queued_tokens,

@@ -15,6 +15,7 @@ from typing import Literal
 from openglm.errors import ConfigError
 
 ReasoningField = Literal["reasoning_content", "reasoning", "both"]
+MetricsCompat = Literal["vllm", "sglang"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class ServerConfig:
     """Origins whose pages may call this server from a browser ("*": any). Empty: none but its own."""
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    metrics_compat: MetricsCompat = "vllm"
+    """Whose names /metrics has: vLLM's always, "sglang" adds SGLang's."""
     otlp_traces_endpoint: str | None = None
     """Where spans are sent (OTLP over HTTP); None: nowhere, and OpenTelemetry is not even imported."""
     max_queued_requests: int = 512

@@ -30,6 +30,7 @@ from openglm.errors import CheckpointError, ConfigError, EngineDeadError, QueueF
 
 logger = logging.getLogger(__name__)
 
+Sink = Callable[[EngineOutput], bool]
 State = Literal["starting", "ready", "restarting", "dead"]
 MAX_REQUEST_ID_CHARS = 128
 _RATE_WINDOW = 16
@@ -42,7 +43,8 @@ class EngineStream:
         self.request_id = request_id
         self._abandon = abandon
         self._pending: EngineOutput | None = None
-        self._arrived = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # a reader is suspended in `__anext__`
+        self._sink: Sink | None = None
         self.has_output = False
         """Whether anything has arrived, so the prompt is done."""
         self._ended = False  # the terminal output has been handed out, or nobody wants it
@@ -53,12 +55,15 @@ class EngineStream:
     async def __anext__(self) -> EngineOutput:
         if self._ended and self._pending is None:
             raise StopAsyncIteration
-        try:
-            await self._arrived.wait()
-        except asyncio.CancelledError:
-            await self.aclose()
-            raise
-        self._arrived.clear()
+        if self._pending is None:
+            self._waiting = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiting
+            except asyncio.CancelledError:
+                await self.aclose()
+                raise
+            finally:
+                self._waiting = None
         output, self._pending = self._pending, None
         if output is None:
             raise StopAsyncIteration
@@ -71,12 +76,19 @@ class EngineStream:
             self._ended = True
             self._pending = None
             self._abandon(self.request_id)
-            self._arrived.set()
+            self._wake()
+
+    def divert(self, sink: Sink) -> None:
+        """Offer outputs to `sink` as they arrive, while a reader waits for the next one: what it takes (True) is not delivered, and the
+        reader sleeps on. Must not raise."""
+        self._sink = sink
 
     def deliver(self, output: EngineOutput) -> None:
         """Called by the client for everything that arrives."""
         self.has_output = True
         if self._ended:
+            return
+        if self._sink is not None and self._waiting is not None and self._pending is None and self._sink(output):
             return
         if self._pending is not None:
             output.token_ids = self._pending.token_ids + output.token_ids
@@ -84,7 +96,11 @@ class EngineStream:
                 output.logprobs = self._pending.logprobs + (output.logprobs or [])
             output.prompt_logprobs = self._pending.prompt_logprobs or output.prompt_logprobs
         self._pending = output
-        self._arrived.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 class AsyncEngineClient:

@@ -7,10 +7,13 @@
     ignored_fields                         counts what they bring for nothing
     turn, served_model                     one neutral turn: a conversation or a raw prompt in, a stream of steps out
     exchange, event_stream, json_reply     what every generating route does; a client that leaves ends its request
+    direct_line                            the short way of an ordinary step to the socket
     text_route, token_routes               counting and converting tokens, without generating any
     access, request_context, traffic       keys and what a request is known by; how many may wait
     refusal                                what is said when the answer is no
     metrics, exposition, tracing           what is counted, how Prometheus reads it, spans
+    metric_labels, sglang_metrics          families of the text format; SGLang's names for the same figures
+    openapi, reply_shapes                  what every route takes and answers, as a document
     service, operations, app               shared state, the operator's routes, all routes
     web_page, page_routes                  the page at `/`: its files, and what only it asks
     serve, banner                          the process: port, loading, draining, exit code

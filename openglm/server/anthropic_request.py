@@ -88,6 +88,15 @@ class MessagesRequest:
     """Types of tools that were left out."""
 
 
+@dataclass(frozen=True)
+class CountRequest:
+    """A checked request to count tokens."""
+
+    model: str | None
+    conversation: Conversation
+    unknown: tuple[str, ...] = ()
+
+
 def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: SamplingDefaults) -> MessagesRequest:
     """Decode and check a body. Raises `RequestError` naming the field."""
     value = decode_body(body, limits)
@@ -120,10 +129,11 @@ def read_messages_request(body: bytes, *, limits: RequestLimits, defaults: Sampl
     return MessagesRequest(wanted.model, turn, bool(wanted.stream), unknown_fields(value, MessagesBody), dropped)
 
 
-def read_count_request(body: bytes, *, limits: RequestLimits) -> tuple[str | None, Conversation]:
-    """The model and the conversation of a body whose tokens are to be counted."""
-    wanted = convert(decode_body(body, limits), MessagesBody)
-    return wanted.model, _conversation(wanted, limits)[0]
+def read_count_request(body: bytes, *, limits: RequestLimits) -> CountRequest:
+    """Decode and check a body whose tokens are to be counted."""
+    value = decode_body(body, limits)
+    wanted = convert(value, MessagesBody)
+    return CountRequest(wanted.model, _conversation(wanted, limits)[0], unknown_fields(value, MessagesBody))
 
 
 def _conversation(wanted: MessagesBody, limits: RequestLimits) -> tuple[Conversation, tuple[str, ...]]:

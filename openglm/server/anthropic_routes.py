@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from starlette.types import ASGIApp
 
@@ -11,7 +10,7 @@ from openglm.server.anthropic_request import read_count_request, read_messages_r
 from openglm.server.anthropic_response import Answer, MessagesWire
 from openglm.server.exchange import Exchange, GeneratingRoute, left_out
 from openglm.server.service import Service
-from openglm.server.text_route import TextRoute
+from openglm.server.text_route import TextAnswer, TextRoute
 from openglm.server.turn import PreparedTurn
 
 
@@ -42,9 +41,9 @@ def messages(service: Service) -> ASGIApp:
 def count_tokens(service: Service) -> ASGIApp:
     """POST /v1/messages/count_tokens. A prompt longer than the context is counted too: its length is what the client wants to know."""
 
-    def answer(body: bytes) -> dict[str, Any]:
-        name, conversation = read_count_request(body, limits=service.config.limits)
-        service.check_model(name)
-        return {"input_tokens": len(service.model.prompt(conversation)[0])}
+    def answer(body: bytes) -> TextAnswer:
+        wanted = read_count_request(body, limits=service.config.limits)
+        service.check_model(wanted.model)
+        return TextAnswer({"input_tokens": len(service.model.prompt(wanted.conversation)[0])}, wanted.unknown)
 
     return TextRoute(service, answer)

@@ -6,7 +6,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Match, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openglm.server import anthropic_routes, operations, sglang_routes, token_routes, zai_routes
@@ -16,6 +16,7 @@ from openglm.server.dialects import write_refusal
 from openglm.server.exposition import MetricsRoute
 from openglm.server.json_reply import JSONReply, encode
 from openglm.server.openai_routes import Models, StopThinking, chat_completions
+from openglm.server.openapi import OpenAPIRoute
 from openglm.server.page_routes import PageRoutes
 from openglm.server.refusal import Refusal, Refused
 from openglm.server.request_context import current_request
@@ -27,11 +28,12 @@ from openglm.server.web_page import WebPage
 def build_app(service: Service) -> ASGIApp:
     """The application around one service."""
     models, health, control, responses = Models(service), _Health(service), _Control(service), Responses(service)
-    page, page_routes = WebPage(), PageRoutes(service)
+    page, page_routes, openapi = WebPage(), PageRoutes(service), OpenAPIRoute(service)
     routes = [
         Route("/health", health.alive, methods=["GET"]),
         Route("/ready", health.ready, methods=["GET"]),
         Route("/metrics", MetricsRoute(service).show, methods=["GET"]),
+        Route("/openapi.json", openapi.show, methods=["GET"]),
         Route("/v1/models", models.list, methods=["GET"]),
         Route("/v1/models/{name:path}", models.one, methods=["GET"]),
         Route("/v1/chat/completions", chat_completions(service), methods=["POST"]),
@@ -59,6 +61,7 @@ def build_app(service: Service) -> ASGIApp:
         Route("/resume", control.resume, methods=["POST"]),
         *operations.control_routes(service),
     ]
+    openapi.describe(routes, control_routes)
     config = service.config
     service.metrics.name_handlers({route.endpoint: route.path for route in (*routes, *control_routes)})
     router = _Routes(routes, control_routes)
@@ -88,9 +91,17 @@ class _Routes:
         try:
             await router(scope, receive, send)
         except HTTPException as error:
-            headers = tuple((error.headers or {}).items())
-            message = "this server has no such route" if error.status_code == 404 else "this route takes another method"
-            raise Refused(Refusal(error.status_code, message, "no_route", headers=headers)) from None
+            if error.status_code == 404:
+                raise Refused(Refusal(404, "this server has no such route", "no_route")) from None
+            raise Refused(
+                Refusal(405, "this route takes another method", "no_route", headers=(("Allow", _methods(router, scope)),))
+            ) from None
+
+
+def _methods(router: Router, scope: Scope) -> str:
+    """The methods of a path that more than one route may have, of which each knows only its own."""
+    found = [route for route in router.routes if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE]
+    return ", ".join(sorted(set().union(*(route.methods or () for route in found if route.path == found[0].path))))
 
 
 class _Health:

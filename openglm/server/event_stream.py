@@ -15,6 +15,8 @@ from typing import Final, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from openglm.server.direct_line import DirectLine
+
 Result = TypeVar("Result")
 
 _HEADERS: Final = [
@@ -39,13 +41,16 @@ class EventStream:
         keep_alive_s: float,
         keep_alive: bytes = b": keep-alive\n\n",
         headers: Sequence[tuple[str, str]] = (),
+        direct: DirectLine | None = None,
     ) -> None:
-        """After `keep_alive_s` seconds of silence `keep_alive` is sent. `headers` come on top of the usual ones."""
+        """After `keep_alive_s` seconds of silence `keep_alive` is sent. `headers` come on top of the usual ones. `direct` sends what
+        does not come as a chunk; it is opened when the response has begun."""
         self._keep_alive = keep_alive
         self._headers = [*_HEADERS, *((name.encode(), value.encode()) for name, value in headers)]
         self._first = first
         self._chunks = chunks
         self._keep_alive_s = keep_alive_s
+        self._direct = direct
         self._sent_since_tick = False
         self._complete = False
 
@@ -68,6 +73,8 @@ class EventStream:
         await send({"type": "http.response.start", "status": 200, "headers": self._headers})
         if self._first:
             await send({"type": "http.response.body", "body": self._first, "more_body": True})
+        if self._direct is not None:
+            self._direct.open()
         async for chunk in self._chunks:
             self._sent_since_tick = True
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -79,12 +86,18 @@ class EventStream:
         try:
             while not gone.done():
                 await asyncio.wait((gone,), timeout=self._keep_alive_s)
-                if not gone.done() and not self._sent_since_tick and not self._complete:
+                if not gone.done() and not self._was_heard() and not self._complete:
                     await send({"type": "http.response.body", "body": self._keep_alive, "more_body": True})
-                self._sent_since_tick = False
             pump.cancel()
         finally:
             gone.cancel()
+
+    def _was_heard(self) -> bool:
+        """Whether anything was sent since the last time."""
+        heard, self._sent_since_tick = self._sent_since_tick, False
+        if self._direct is not None:
+            heard, self._direct.has_written = heard or self._direct.has_written, False
+        return heard
 
 
 async def unless_client_leaves(work: Awaitable[Result], receive: Receive) -> Result:

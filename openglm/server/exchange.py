@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openglm.engine.request import MAX_PROMPT_LOGPROB_ENTRIES
 from openglm.errors import RequestError
+from openglm.server.direct_line import BodyWriter, DirectLine, body_writer
 from openglm.server.event_stream import ClientGone, EventStream, interleave, unless_client_leaves
 from openglm.server.http_body import read_json_body
 from openglm.server.json_reply import JSONReply
@@ -87,6 +89,7 @@ class GeneratingRoute:
         """Serve one request."""
         service = self._service
         service.refuse_if_draining()
+        service.traffic.refuse_if_full()
         body = await read_json_body(Request(scope, receive), service.config.limits)
         with service.traffic.admitted():
             exchange = self._read(body) if len(body) < LARGE_BODY else await asyncio.to_thread(self._read, body)
@@ -94,14 +97,14 @@ class GeneratingRoute:
             service.check_model(exchange.model)
             try:
                 turns = await unless_client_leaves(prepare_all(service, exchange, len(body)), receive)
-                reply = await self.reply(exchange, turns, receive)
+                reply = await self.reply(exchange, turns, receive, body_writer(scope))
             except ClientGone:
                 raise ClientDisconnect from None
             await reply(scope, receive, send)
 
-    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> ASGIApp:
+    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive, writer: BodyWriter | None) -> ASGIApp:
         """The response, as a stream or whole. A dialect that knows another way overrides this."""
-        return await (self._stream if exchange.stream else self._whole)(exchange, turns, receive)
+        return await (self._stream(exchange, turns, receive, writer) if exchange.stream else self._whole(exchange, turns, receive))
 
     async def _whole(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> Response:
         wire = exchange.open(turns)
@@ -110,9 +113,11 @@ class GeneratingRoute:
         body = await asyncio.to_thread(wire.whole, answers) if large else wire.whole(answers)
         return JSONReply(body, headers=dict(exchange.headers))
 
-    async def _stream(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> EventStream:
+    async def _stream(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive, writer: BodyWriter | None) -> EventStream:
         wire = exchange.open(turns)
-        steps = run_all(self._service, exchange, turns)
+        is_single = len(turns) == exchange.num_choices == 1
+        direct = DirectLine(functools.partial(wire.step, index=0), writer) if writer is not None and is_single else None
+        steps = run_all(self._service, exchange, turns, direct=direct)
         first = asyncio.ensure_future(anext(steps))
         try:
             await unless_client_leaves(asyncio.wait((first,), timeout=STATUS_WAIT_S), receive)
@@ -129,6 +134,7 @@ class GeneratingRoute:
             keep_alive_s=self._service.config.keep_alive_s,
             keep_alive=wire.keep_alive,
             headers=exchange.headers,
+            direct=direct,
         )
 
 
@@ -148,9 +154,11 @@ async def prepare_all(service: Service, exchange: Exchange, size: int) -> tuple[
     return turns
 
 
-def run_all(service: Service, exchange: Exchange, turns: Sequence[PreparedTurn]) -> AsyncGenerator[tuple[int, TurnStep]]:
-    """Every answer's steps, each with the number of its answer."""
-    return interleave([service.run(choice) for turn in turns for choice in choices(turn, exchange.num_choices)])
+def run_all(
+    service: Service, exchange: Exchange, turns: Sequence[PreparedTurn], *, direct: DirectLine | None = None
+) -> AsyncGenerator[tuple[int, TurnStep]]:
+    """Every answer's steps, each with the number of its answer; without those that a single answer's direct line has written."""
+    return interleave([service.run(choice, direct=direct) for turn in turns for choice in choices(turn, exchange.num_choices)])
 
 
 async def collect(service: Service, exchange: Exchange, turns: Sequence[PreparedTurn]) -> list[list[TurnStep]]:

@@ -1,6 +1,7 @@
 """GET /metrics: the server's and the engine's counters as Prometheus text.
 
-vLLM's names, labels and meanings where it has one (prefix `vllm:`), `openglm:` for the rest. The engine is asked at every scrape; while it
+vLLM's names, labels and meanings where it has one (prefix `vllm:`), `openglm:` for the rest; `--metrics-compat sglang` adds SGLang's
+names (`sglang_metrics`). The engine is asked at every scrape; while it
 is down or too busy to answer, its last answer stands, and `openglm:engine_up` and `openglm:stats_age_seconds` say so.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -24,7 +25,9 @@ from openglm import __version__
 from openglm.config.engine import PAGE_SIZE
 from openglm.engine.stats import STEP_TOKEN_EDGES, EngineStats
 from openglm.errors import EngineDeadError
+from openglm.server.metric_labels import Labels, buckets
 from openglm.server.metrics import Histogram
+from openglm.server.sglang_metrics import SGLangNames
 
 if TYPE_CHECKING:
     from openglm.server.service import Service
@@ -40,6 +43,7 @@ class MetricsRoute:
         self._service = service
         self._stats = EngineStats()
         self._stats_at: float | None = None
+        self._sglang = SGLangNames(service) if service.config.metrics_compat == "sglang" else None
         self._registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._registry)
         self._registry.register(_Page(self))
@@ -50,16 +54,20 @@ class MetricsRoute:
         with contextlib.suppress(EngineDeadError, TimeoutError):
             self._stats = await asyncio.wait_for(self._service.engine.stats(), STATS_WAIT_S)
             self._stats_at = time.monotonic()
+            if self._sglang is not None:
+                self._sglang.note(self._stats, self._stats_at)
         return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
 
     def families(self) -> Iterator[Metric]:
         """All metrics."""
-        labels = _Labels(self._service.model.name)
+        labels = Labels(model_name=self._service.model.name, engine="0")
         yield from self._engine_families(labels)
         yield from self._turn_families(labels)
         yield from self._server_families(labels)
+        if self._sglang is not None:
+            yield from self._sglang.families(self._stats)
 
-    def _engine_families(self, labels: _Labels) -> Iterator[Metric]:
+    def _engine_families(self, labels: Labels) -> Iterator[Metric]:
         stats = self._stats
         age_s = -1.0 if self._stats_at is None else time.monotonic() - self._stats_at
         yield labels.gauge("vllm:num_requests_running", "Requests that the engine runs.", stats.num_running)
@@ -118,7 +126,7 @@ class MetricsRoute:
         yield labels.gauge("openglm:engine_up", "1 while the engine takes requests.", self._service.engine.state == "ready")
         yield labels.gauge("openglm:stats_age_seconds", "How old the engine's figures are; -1: there are none yet.", age_s)
 
-    def _turn_families(self, labels: _Labels) -> Iterator[Metric]:
+    def _turn_families(self, labels: Labels) -> Iterator[Metric]:
         metrics = self._service.metrics
         histograms = (
             ("vllm:time_to_first_token_seconds", "Until the first token.", metrics.time_to_first_token),
@@ -144,7 +152,7 @@ class MetricsRoute:
         yield labels.counter("openglm:thinking_tokens", "Tokens of reasoning.", metrics.num_thinking_tokens)
         yield labels.counter("openglm:tool_parse_repairs", "Times that the model broke its format and was understood.", metrics.num_repairs)
 
-    def _server_families(self, labels: _Labels) -> Iterator[Metric]:
+    def _server_families(self, labels: Labels) -> Iterator[Metric]:
         metrics, traffic, census = self._service.metrics, self._service.traffic, self._service.census
         yield labels.gauge("openglm:requests_in_flight", "Requests that were let in and are not answered yet.", traffic.num_in_flight)
         yield labels.gauge("openglm:prompt_tokens_in_flight", "Their prompt tokens.", traffic.num_tokens_in_flight)
@@ -159,8 +167,12 @@ class MetricsRoute:
         yield http
         seconds = HistogramMetricFamily("http_request_duration_seconds", "HTTP answers, streams to their end.", labels=("handler",))
         for handler, histogram in metrics.http_seconds.items():
-            seconds.add_metric((handler,), _buckets(histogram), histogram.total)
+            seconds.add_metric((handler,), buckets(histogram), histogram.total)
         yield seconds
+        ignored = self._service.ignored_fields.by_label
+        yield labels.counters(
+            "openglm:ignored_request_fields", "Fields of requests that were not read.", {"field": list(ignored)}, list(ignored.values())
+        )
         yield labels.info("openglm:build", "What runs.", version=__version__)
 
 
@@ -170,49 +182,3 @@ class _Page(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._route.families()
-
-
-class _Labels:
-    """Makes metrics that carry vLLM's two labels."""
-
-    def __init__(self, model: str) -> None:
-        self._values = (model, "0")
-
-    def gauge(self, name: str, text: str, value: float) -> Metric:
-        return self.gauges(name, text, {}, [value])
-
-    def gauges(self, name: str, text: str, by: dict[str, list[str]], values: list[float] | list[int]) -> Metric:
-        return self._fill(GaugeMetricFamily(name, text, labels=(*_NAMES, *by)), by, values)
-
-    def counter(self, name: str, text: str, value: float) -> Metric:
-        return self.counters(name, text, {}, [value])
-
-    def counters(self, name: str, text: str, by: dict[str, list[str]], values: list[float] | list[int]) -> Metric:
-        return self._fill(CounterMetricFamily(name, text, labels=(*_NAMES, *by)), by, values)
-
-    def _fill(self, family: GaugeMetricFamily | CounterMetricFamily, by: dict[str, list[str]], values: list[float] | list[int]) -> Metric:
-        keys = next(iter(by.values()), None)
-        for i, value in enumerate(values):
-            family.add_metric((*self._values, keys[i]) if keys is not None else self._values, value)
-        return family
-
-    def histogram(self, name: str, text: str, histogram: Histogram) -> Metric:
-        family = HistogramMetricFamily(name, text, labels=_NAMES)
-        family.add_metric(self._values, _buckets(histogram), histogram.total)
-        return family
-
-    def info(self, name: str, text: str, **facts: str) -> Metric:
-        family = InfoMetricFamily(name, text, labels=_NAMES)
-        family.add_metric(self._values, facts)
-        return family
-
-
-_NAMES: Final = ("model_name", "engine")
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    total, buckets = 0, []
-    for edge, count in zip((*histogram.edges, float("inf")), histogram.counts, strict=True):
-        total += count
-        buckets.append(("+Inf" if edge == float("inf") else str(float(edge)), float(total)))
-    return buckets

@@ -33,6 +33,7 @@ from uvicorn.server import ServerState
 
 from openglm.config.server import ConnectionLimits, ServerConfig, limit_flag
 from openglm.server.access import ADMIN_SOCKET
+from openglm.server.direct_line import BODY_WRITER
 from openglm.server.refusal import Refusal
 
 logger = logging.getLogger(__name__)
@@ -80,16 +81,19 @@ class BoundedProtocol(HttpToolsProtocol):
         *,
         server: ServerConfig,
         census: Census,
+        outbox: Outbox,
         write: Callable[[Refusal], Response],
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._server = server
         self._limits = server.connection_limits
         self._census = census
+        self._outbox = outbox
         self._write_refusal = write
         self._peer = ""
         self._is_local = False
         self._raw: asyncio.Transport
+        self._body_writer: _BodyWriter
         self._closing = False
         # The message that is being read: not begun, in its head, or in its body.
         self._begun = self._in_body = False
@@ -108,6 +112,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Let the connection in, or tell it that there are too many."""
         self._raw = transport
+        self._body_writer = _BodyWriter(transport, self._outbox)
         super().connection_made(cast(asyncio.Transport, _CarefulTransport(transport, self)))
         self._peer = self.client[0] if self.client else "local"
         connection = transport.get_extra_info("socket")
@@ -127,17 +132,20 @@ class BoundedProtocol(HttpToolsProtocol):
             if timer is not None:
                 timer.cancel()
         self._closing = True
+        self._body_writer.end()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         """The client does not keep up; from here on it must read something now and then."""
         super().pause_writing()
+        self._body_writer.ready = False
         if self._stall_timer is None:
             self._stall_timer = self.loop.call_later(self._limits.write_stall_s, self._stall)
 
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
+        self._body_writer.ready = not self._closing
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
@@ -152,6 +160,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._closing:
             return
         self._closing = True
+        self._body_writer.end()
         self._body_bytes = 0  # from here on: what is dropped
         self._unset_keepalive_if_required()
         if self._read_timer is not None:
@@ -208,8 +217,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._begun, self._in_body, self._upgrades = True, False, False
         self._head_size = self._head_lines = self._num_chunks = self._body_bytes = 0
         super().on_message_begin()
-        if self._is_local:
-            self.scope["extensions"] = {ADMIN_SOCKET: {}}
+        extensions: dict[str, Any] = {BODY_WRITER: self._body_writer}
+        self.scope["extensions"] = extensions | {ADMIN_SOCKET: {}} if self._is_local else extensions
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
@@ -341,6 +350,46 @@ class BoundedProtocol(HttpToolsProtocol):
 
 class _Refused(Exception):
     """Stops the parser; the reason lies in the protocol."""
+
+
+class Outbox:
+    """What all connections of a server are to send within one turn of the event loop, written in one go: the first piece wakes the process
+    that reads, which is then awake for the others. Written one by one, between the work on each, every piece would wake it again."""
+
+    def __init__(self) -> None:
+        self._pieces: list[tuple[_BodyWriter, bytes]] = []
+
+    def put(self, writer: _BodyWriter, data: bytes) -> None:
+        """Send in this turn. Whoever is woken later in it, such as the stream's own task, finds it sent."""
+        if not self._pieces:
+            asyncio.get_running_loop().call_soon(self._send)
+        self._pieces.append((writer, data))
+
+    def _send(self) -> None:
+        pieces, self._pieces = self._pieces, []
+        for writer, data in pieces:
+            writer.send(data)
+
+
+class _BodyWriter:
+    """Pieces of the response that is under way, past `send` (`direct_line.BodyWriter`). A plain attribute says whether one may come,
+    because it is read for every token."""
+
+    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
+        self.ready = True
+        self._transport = transport
+        self._outbox = outbox
+        self._is_over = False
+
+    def write(self, data: bytes) -> None:
+        self._outbox.put(self, b"%x\r\n%b\r\n" % (len(data), data))
+
+    def send(self, data: bytes) -> None:
+        if not self._is_over:
+            self._transport.write(data)
+
+    def end(self) -> None:
+        self.ready, self._is_over = False, True
 
 
 class _CarefulTransport:

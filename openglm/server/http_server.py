@@ -19,7 +19,7 @@ from starlette.types import ASGIApp
 
 from openglm.config.server import ServerConfig
 from openglm.errors import ConfigError
-from openglm.server.http_protocol import BoundedProtocol, Census
+from openglm.server.http_protocol import BoundedProtocol, Census, Outbox
 from openglm.server.openai_response import write_refusal
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class HTTPServer(uvicorn.Server):
 
 def http_server(app: ASGIApp, config: ServerConfig, census: Census) -> HTTPServer:
     """A server of `app` within the limits of `config`; its connections are counted by `census`."""
-    protocol: Any = functools.partial(BoundedProtocol, server=config, census=census, write=write_refusal)
+    protocol: Any = functools.partial(BoundedProtocol, server=config, census=census, outbox=Outbox(), write=write_refusal)
     settings = uvicorn.Config(
         app,
         http=protocol,

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive
 
 from openglm.errors import RequestError
 from openglm.server.background_response import BackgroundResponse
+from openglm.server.direct_line import BodyWriter
 from openglm.server.event_stream import EventStream
 from openglm.server.exchange import Exchange, GeneratingRoute, left_out
 from openglm.server.json_reply import JSONReply, encode
@@ -41,8 +42,8 @@ class Responses:
         of one that was asked for as a stream in the background, behind number `starting_after`."""
         response_id = request.path_params["id"]
         stored, background = self._store.get(response_id), self._background.get(response_id)
-        if request.query_params.get("stream") == "true":
-            first = _first_event(request.query_params.get("starting_after"))
+        first = _first_event(request.query_params.get("starting_after"))
+        if _wants_stream(request.query_params.get("stream")):
             if background is not None and background.events:
                 return EventStream(b"", background.follow(first), keep_alive_s=self._service.config.keep_alive_s)
             if stored is not None and stored.events:
@@ -150,10 +151,16 @@ class _CreateRoute(GeneratingRoute):
         super().__init__(service, read)
         self._begin_in_background = begin_in_background
 
-    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive) -> ASGIApp:
+    async def reply(self, exchange: Exchange, turns: Sequence[PreparedTurn], receive: Receive, writer: BodyWriter | None) -> ASGIApp:
         if isinstance(exchange, _ResponsesExchange) and exchange.wanted.background:
             return self._begin_in_background(exchange, turns)
-        return await super().reply(exchange, turns, receive)
+        return await super().reply(exchange, turns, receive, writer)
+
+
+def _wants_stream(value: str | None) -> bool:
+    if value not in (None, "true", "false"):
+        raise RequestError("stream must be true or false", param="stream")
+    return value == "true"
 
 
 def _first_event(after: str | None) -> int:

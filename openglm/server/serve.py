@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -100,6 +101,8 @@ class _Process:
         self._service.engine_loaded(
             max_model_len=info.max_model_len, max_num_seqs=info.max_num_seqs, kv_tokens=stats.pages_total * PAGE_SIZE
         )
+        gc.collect()
+        gc.freeze()  # what loading made stays; a collection that looks at all of it again would stop every stream
         seconds = time.monotonic() - began
         self._announce(
             banner(

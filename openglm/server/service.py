@@ -27,7 +27,7 @@ from openglm.server.request_context import current_request
 from openglm.server.served_model import ServedModel
 from openglm.server.tracing import open_tracing
 from openglm.server.traffic import Traffic
-from openglm.server.turn import Engine, PreparedTurn, TurnEnd, TurnRequest, TurnStep, prepare, run
+from openglm.server.turn import Engine, PreparedTurn, StepWriter, TurnEnd, TurnRequest, TurnStep, prepare, run
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +116,9 @@ class Service:
             return prepare(request, self.model)
         return await asyncio.to_thread(prepare, request, self.model)
 
-    async def run(self, turn: PreparedTurn) -> AsyncGenerator[TurnStep]:
-        """Generate; measure, trace and log how it went. Raises `QueueFullError` when too many tokens wait already."""
+    async def run(self, turn: PreparedTurn, *, direct: StepWriter | None = None) -> AsyncGenerator[TurnStep]:
+        """Generate; measure, trace and log how it went. Steps that `direct` can write are not yielded. Raises `QueueFullError` when too
+        many tokens wait already."""
         # Of several answers to one prompt the first stands for all.
         with self.traffic.holding(len(turn.prompt_ids) if turn.follows is None else 0):
             context = current_request()
@@ -126,7 +127,8 @@ class Service:
             error: Exception | None = None
             self._turns[turn.id] = turn
             try:
-                async with contextlib.aclosing(run(turn, self.engine, self.model.tokenizer, observe=record.observe)) as steps:
+                outputs = run(turn, self.engine, self.model.tokenizer, observe=record.observe, direct=direct)
+                async with contextlib.aclosing(outputs) as steps:
                     async for step in steps:
                         end = step.end
                         yield step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
@@ -14,11 +14,18 @@ from openglm.server.json_reply import JSONReply, encode
 from openglm.server.service import LARGE_BODY, Service
 
 
+class TextAnswer(NamedTuple):
+    """What is answered, and the names of fields that were not read."""
+
+    reply: dict[str, Any]
+    unknown: tuple[str, ...] = ()
+
+
 class TextRoute:
     """Reads a body, answers with an object. A large body is worked on outside the event loop, and so is a template that waits."""
 
-    def __init__(self, service: Service, answer: Callable[[bytes], Any]) -> None:
-        """`answer` makes the reply from a body; it may run in a thread. Errors are raised."""
+    def __init__(self, service: Service, answer: Callable[[bytes], TextAnswer]) -> None:
+        """`answer` reads a body and makes the reply; it may run in a thread. Errors are raised."""
         self._service = service
         self._answer = answer
 
@@ -26,6 +33,7 @@ class TextRoute:
         """Serve one request."""
         service = self._service
         service.refuse_if_draining()
+        service.traffic.refuse_if_full()
         body = await read_json_body(Request(scope, receive), service.config.limits)
         with service.traffic.admitted():
             await service.wait_until_loaded()
@@ -33,4 +41,5 @@ class TextRoute:
                 answer = self._answer(body)
             else:
                 answer = await asyncio.to_thread(self._answer, body)
-        await JSONReply(encode(answer))(scope, receive, send)
+        service.ignored_fields.note(answer.unknown)
+        await JSONReply(encode(answer.reply))(scope, receive, send)

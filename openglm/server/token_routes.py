@@ -15,11 +15,11 @@ from starlette.routing import Route
 from openglm.errors import RequestError
 from openglm.server.forbidden_fields import decode_body
 from openglm.server.json_reply import JSONReply, encode
-from openglm.server.openai_request import chat_request
+from openglm.server.openai_request import ChatBody, chat_request
 from openglm.server.sampling_fields import Int, either
 from openglm.server.service import Service
-from openglm.server.strict_json import convert
-from openglm.server.text_route import TextRoute
+from openglm.server.strict_json import convert, unknown_fields
+from openglm.server.text_route import TextAnswer, TextRoute
 from openglm.text.messages import Conversation
 
 _MAX_TOKENS: Final = 1 << 18
@@ -60,7 +60,7 @@ class _Tokens:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    def tokenize(self, body: bytes) -> dict[str, Any]:
+    def tokenize(self, body: bytes) -> TextAnswer:
         """The ids of a text, or of the prompt that a conversation becomes."""
         service = self._service
         value = decode_body(body, service.config.limits)
@@ -77,12 +77,17 @@ class _Tokens:
         if wanted.return_token_strs:
             _check_length(len(ids), "return_token_strs")
         strings = [tokenizer.decode([token]) for token in ids] if wanted.return_token_strs else None
-        return {"count": len(ids), "max_model_len": service.model.max_model_len, "tokens": ids, "token_strs": strings}
+        reply = {"count": len(ids), "max_model_len": service.model.max_model_len, "tokens": ids, "token_strs": strings}
+        unknown = unknown_fields(value, TokenizeBody)
+        if wanted.messages is not None:
+            unknown = tuple(name for name in unknown if name not in ChatBody.__struct_encode_fields__)
+        return TextAnswer(reply, unknown)
 
-    def detokenize(self, body: bytes) -> dict[str, Any]:
+    def detokenize(self, body: bytes) -> TextAnswer:
         """The text of ids."""
         service = self._service
-        wanted = convert(decode_body(body, service.config.limits), DetokenizeBody)
+        value = decode_body(body, service.config.limits)
+        wanted = convert(value, DetokenizeBody)
         service.check_model(wanted.model)
         tokenizer = service.model.tokenizer
         if wanted.tokens is None:
@@ -91,7 +96,7 @@ class _Tokens:
             raise RequestError(f"token ids run from 0 to {tokenizer.num_tokens - 1}", param="tokens")
         _check_length(len(wanted.tokens), "tokens")
         text = tokenizer.decode(wanted.tokens, skip_special=bool(wanted.skip_special_tokens))
-        return {"prompt": text, "content": text}
+        return TextAnswer({"prompt": text, "content": text}, unknown_fields(value, DetokenizeBody))
 
     async def info(self, request: Request) -> Response:
         """GET /tokenizer_info, with the names that Hugging Face's tokenizers use."""

@@ -34,12 +34,16 @@ class Traffic:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Hold one place; raises `QueueFullError` when there is none."""
+    def refuse_if_full(self) -> None:
+        """Raise `QueueFullError` when there is no place. Asked before a body is read, too: under overload most of the work is saying no."""
         if self.num_in_flight >= self.limit:
             self.num_shed += 1
             raise QueueFullError(f"{self.num_in_flight} requests are waiting or running already; try again soon", retry_after_s=self.hint())
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Hold one place; raises `QueueFullError` when there is none."""
+        self.refuse_if_full()
         self.num_in_flight += 1
         self._idle.clear()
         try:

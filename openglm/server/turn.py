@@ -122,8 +122,7 @@ class TurnEnd:
     """How often the model broke its format and was understood all the same."""
 
 
-@dataclass(frozen=True)
-class TurnStep:
+class TurnStep(msgspec.Struct, frozen=True):
     """What one engine step added. Exactly the last step of a turn has an `end`."""
 
     events: tuple[Event, ...]
@@ -145,11 +144,28 @@ class TurnStep:
 class OutputStream(Protocol):
     """The outputs of one request, the last with a finish reason. Closing it early aborts the request."""
 
+    def divert(self, sink: Callable[[EngineOutput], bool]) -> None:
+        """Offer outputs to `sink` as they arrive while somebody waits for the next; what it takes (True) is not delivered."""
+        ...
+
     def __aiter__(self) -> OutputStream: ...
 
     async def __anext__(self) -> EngineOutput: ...
 
     async def aclose(self) -> None: ...  # noqa: D102
+
+
+class StepWriter(Protocol):
+    """The short way of a step to the client (`direct_line`)."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether everything before it is sent and a step can be written now."""
+        ...
+
+    def write(self, step: TurnStep) -> None:
+        """Send a step."""
+        ...
 
 
 class Engine(Protocol):
@@ -229,20 +245,31 @@ def choices(turn: PreparedTurn, count: int) -> tuple[PreparedTurn, ...]:
 
 
 async def run(
-    turn: PreparedTurn, engine: Engine, tokenizer: Tokenizer, *, observe: Callable[[EngineOutput], None] | None = None
+    turn: PreparedTurn,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    observe: Callable[[EngineOutput], None] = lambda _: None,
+    direct: StepWriter | None = None,
 ) -> AsyncGenerator[TurnStep]:
     """Generate the turn. Raises the typed error the engine failed with; leaving early aborts the engine's request.
 
-    `observe` is shown every output of the engine, also those of which nothing is visible.
+    `observe` is shown every output of the engine, also those of which nothing is visible. Steps that `direct` can write are not yielded.
     """
     reader = _TurnReader(turn, tokenizer)
     async with contextlib.aclosing(engine.generate(_engine_request(turn))) as outputs:
+        short_way = _ShortWay(reader, observe, direct) if direct is not None else None
+        if short_way is not None:
+            outputs.divert(short_way.take)
         async for output in outputs:
-            if observe is not None:
+            step: TurnStep | None
+            if short_way is not None and short_way.over:
+                step = short_way.last_step()
+            else:
                 observe(output)
-            if output.finish_reason == "error":
-                raise _failure(output)
-            step = reader.read(output)
+                if output.finish_reason == "error":
+                    raise _failure(output)
+                step = reader.read(output)
             if step is not None:
                 yield step
                 if step.end is not None:
@@ -252,6 +279,45 @@ async def run(
 
 def _engine_request(turn: PreparedTurn) -> GenerationRequest:
     return GenerationRequest(turn.id, turn.prompt_ids, turn.params, turn.follows, turn.request.scheduling)
+
+
+class _ShortWay:
+    """Writes outputs in the middle of a turn as they arrive. A turn that ends, or fails, there is left to who pulls the outputs."""
+
+    def __init__(self, reader: _TurnReader, observe: Callable[[EngineOutput], None], writer: StepWriter) -> None:
+        self._reader = reader
+        self._observe = observe
+        self._writer = writer
+        self._end: TurnStep | Exception | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the turn is over here, although the engine does not know yet: after a stop string, or a failure."""
+        return self._end is not None
+
+    def last_step(self) -> TurnStep:
+        """The step that ended the turn; raises what it failed with."""
+        assert self._end is not None
+        if isinstance(self._end, Exception):
+            raise self._end
+        return self._end
+
+    def take(self, output: EngineOutput) -> bool:
+        """Whether the output needs nobody else. It is called by the engine's client, whom no failure of one turn may reach."""
+        if output.finish_reason is not None or output.prompt_logprobs is not None or self.over or not self._writer.ready:
+            return False
+        try:
+            self._observe(output)
+            step = self._reader.read(output)
+            if step is None:
+                return True
+            if step.end is None:
+                self._writer.write(step)
+                return True
+            self._end = step
+        except Exception as error:
+            self._end = error
+        return False
 
 
 class _TurnReader:
@@ -299,6 +365,8 @@ class _TurnReader:
 
     def _cut(self, events: list[Event]) -> tuple[list[Event], bool]:
         """The events that may be delivered, and whether the turn is over with them."""
+        if self._stop is None and ToolCallEnd not in map(type, events):
+            return events, False
         delivered: list[Event] = []
         for event in events:
             if isinstance(event, ContentDelta) and self._stop is not None:

@@ -17,16 +17,18 @@ class IncrementalDetokenizer:
     tags are not special and always stay."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._bytes_of = tokenizer.token_bytes
+        self._skipped = tokenizer.special_ids if skip_special else frozenset()
+        self._held = b""  # the beginning of a character
 
     def push(self, ids: Sequence[int]) -> str:
         """The whole characters that `ids` complete."""
-        tokenizer = self._tokenizer
-        kept = (i for i in ids if not (self._skip_special and tokenizer.is_special(i)))
-        return self._decoder.decode(b"".join(map(tokenizer.token_bytes, kept)))
+        data = b"".join([self._held, *[self._bytes_of(i) for i in ids if i not in self._skipped]])
+        text, num_read = codecs.utf_8_decode(data, "replace", False)
+        self._held = data[num_read:]
+        return text
 
     def finish(self) -> str:
         """What is left when no id follows: U+FFFD for an unfinished character, usually nothing."""
-        return self._decoder.decode(b"", final=True)
+        held, self._held = self._held, b""
+        return held.decode("utf-8", "replace")

@@ -17,7 +17,7 @@ from openglm.text.messages import JSON, Conversation, Message, Role, Tool, ToolC
 from openglm.text.schema_types import to_json
 from openglm.text.wire_checks import call_arguments, check_depth, optional_string, tool_name, wrong_type
 
-_ROLES: Final[dict[str, Role]] = {
+ROLES: Final[dict[str, Role]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -25,7 +25,7 @@ _ROLES: Final[dict[str, Role]] = {
     "tool": "tool",
     "function": "tool",
 }
-_TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+TEXT_PARTS: Final = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 
 
 def conversation_from_openai(messages: JSON, tools: JSON | None, *, thinking: bool = True, keep_thinking: bool = False) -> Conversation:
@@ -82,10 +82,10 @@ def _message(message: JSON, where: str) -> Message:
     if not isinstance(message, dict):
         raise wrong_type(where, "an object", message)
     name = message.get("role")
-    if not isinstance(name, str) or name not in _ROLES:
-        known = ", ".join(_ROLES)
+    if not isinstance(name, str) or name not in ROLES:
+        known = ", ".join(ROLES)
         raise RequestError(f"{where}.role: expected one of {known}", param=f"{where}.role")
-    role = _ROLES[name]
+    role = ROLES[name]
     content = _content(message.get("content"), f"{where}.content")
     if role == "assistant":
         return Message(role, content, reasoning=_reasoning(message, where), tool_calls=_tool_calls(message, where))
@@ -110,13 +110,13 @@ def _part(part: JSON, where: str) -> str:
     if not isinstance(part, dict):
         raise wrong_type(where, "a text part", part)
     kind = part.get("type")
-    if not isinstance(kind, str) or kind not in _TEXT_PARTS:
+    if not isinstance(kind, str) or kind not in TEXT_PARTS:
         shown = kind[:40] if isinstance(kind, str) else type(kind).__name__
         raise RequestError(
             f'{where}.type: this model reads text only, so parts must be {{"type": "text", "text": ...}}; got {shown!r}',
             param=f"{where}.type",
         )
-    field = _TEXT_PARTS[kind]
+    field = TEXT_PARTS[kind]
     if not isinstance(part.get(field), str):
         raise wrong_type(f"{where}.{field}", "a string", part.get(field))
     text: str = part[field]

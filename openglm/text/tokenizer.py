@@ -120,9 +120,10 @@ class Tokenizer:
             raise ValueError(f"token id {token_id} is negative")
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether `skip_special` drops this id."""
-        return token_id in self._special
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """The ids that `skip_special` drops."""
+        return self._special
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of ordinary text; no added token ever comes out."""

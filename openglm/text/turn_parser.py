@@ -123,10 +123,13 @@ class TurnParser:
         """The events that `text` completes."""
         if self._finished:
             raise ValueError("feed after finish: a TurnParser reads one turn")
-        text = self._tail + text
-        held = _tag_start(text)
-        self._tail = text[held:]
-        self._read(text[:held])
+        if self._tail or "<" in text:
+            text = self._tail + text
+            held = _tag_start(text)
+            self._tail = text[held:]
+            self._read(text[:held])
+        else:
+            self._text(text)
         return self._take_events()
 
     def finish(self, *, ended: bool = False) -> list[Event]:
@@ -356,7 +359,7 @@ class TurnParser:
 
     def _take_events(self) -> list[Event]:
         events, self._events = self._events, []
-        return merged(events)
+        return merged(events) if len(events) > 1 else events
 
 
 class _Prose:

@@ -48,7 +48,7 @@ def test_quick_kernel_run_compares_every_op_with_both_ceilings(tmp_path, capsys,
 
 def test_an_unknown_measurement_is_named(capsys):
     assert _run("ofline") == 2
-    assert "server, offline, recovery, kernels, peers" in capsys.readouterr().err
+    assert "server, streaming, offline, recovery, kernels, peers" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -58,3 +58,46 @@ def test_kill_9_under_32_streams_tells_everyone_within_a_second_and_is_ready_wit
     assert max(r.last_told_s for r in figures.rounds) <= TOLD_WITHIN_S
     assert max(r.ready_s for r in figures.rounds) <= READY_WITHIN_S
     assert figures.num_good == 20
+
+
+def test_bursts_are_told_apart_and_their_width_is_measured():
+    from openglm.bench.streaming import _spreads
+
+    assert _spreads([0.0, 0.001, 0.003, 0.020, 0.021, 0.050], pause=0.01) == pytest.approx([0.003, 0.001, 0.0])
+
+
+async def test_the_stream_client_counts_events_however_the_bytes_are_cut():
+    from openglm.bench.stream_client import StreamClient
+    from openglm.errors import EngineError
+
+    class Transport:
+        def write(self, data):
+            self.sent = data
+
+        def close(self):
+            pass
+
+    text = b'HTTP/1.1 200 OK\r\n\r\n9\r\ndata: {"a":1}\n\n\r\n9\r\ndata: {"completion_tokens":7}\n\n\r\ndata: [DONE]\n\n'
+    for size in (1, 2, 7, len(text)):
+        spoke, ended, transport = [], [], Transport()
+        client = StreamClient(b"ask", lambda spoke=spoke: spoke.append(1), lambda ended=ended: ended.append(1))
+        client.connection_made(transport)
+        for start in range(0, len(text), size):
+            client.data_received(text[start : start + size])
+        await client.wait()
+        assert transport.sent == b"ask"
+        assert (len(client.arrivals), client.num_tokens, len(spoke), len(ended)) in ((3, 7, 1, 1), (2, 7, 1, 1))
+    broken = StreamClient(b"ask", lambda: None, lambda: None)
+    broken.connection_made(Transport())
+    broken.data_received(b"HTTP/1.1 503 No\r\n")
+    broken.connection_lost(None)
+    with pytest.raises(EngineError, match="503"):
+        await broken.wait()
+
+
+@pytest.mark.slow
+def test_a_streaming_run_measures_all_three_marks(tmp_path):
+    assert _run("streaming", "--streams", "8", "--rounds", "1", "--tokens", "32", "--json", str(tmp_path / "figures.json")) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["server_us_per_event"] > 0 and figures["jitter_p99_ms"] > 0 and figures["http_tokens_per_second"] > 0
+    assert [mark["value"] is None for mark in figures["marks"]] == [False] * 3

@@ -510,7 +510,7 @@ def test_a_chain_of_drafts_is_that_of_one_pass_after_another(dtype, name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("weights", ["bfloat16", "fp8", "int8", "int4", "w8a8"])
+@pytest.mark.parametrize("weights", [None, "fp8", "int8", "int4", "w8a8"])
 @torch.inference_mode()
 def test_entries_written_alone_are_those_of_the_whole_layer(dtype, weights):
     config = variant("tiny-355b")

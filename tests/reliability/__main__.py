@@ -72,6 +72,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--url", required=True, help="address of the server, with or without /v1")
     parser.add_argument("--model", default="", help="default: the first that the server lists")
     parser.add_argument("--api-key-env", default="", metavar="NAME", help="variable that holds the key")
+    parser.add_argument("--admin-key-env", default="", metavar="NAME", help="variable that holds an operator's key")
     parser.add_argument("--scale", type=float, default=1.0, help="of the full counts (10,000 malformed requests, 1,000 streams ...)")
     parser.add_argument("--only", default="", help="names of scenarios, with commas")
     parser.add_argument("--seed", type=int, default=1)
@@ -86,7 +87,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 async def main(options: argparse.Namespace) -> int:
     """Run what was asked for; 0 if everything passed."""
-    target = await with_model(Target(options.url, options.model, os.environ.get(options.api_key_env, "") if options.api_key_env else ""))
+    keys = [os.environ.get(name, "") if name else "" for name in (options.api_key_env, options.admin_key_env)]
+    target = await with_model(Target(options.url, options.model, *keys))
     known = scenarios(options)
     wanted = [name for name in options.only.split(",") if name] or list(known)
     unknown = [name for name in wanted if name not in known]

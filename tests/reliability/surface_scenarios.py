@@ -10,7 +10,7 @@ from .wire import Target
 
 PUBLIC = ("/health", "/ready", "/metrics", "/")
 _PATHS = (
-    *(path for path, _ in ROUTES),
+    *(path for _, path, _ in ROUTES),
     *("/v1/models", "/v1/models/x", "/v1", "/docs", "/openapi.json", "/server_info", "/flush_cache", "/abort_request", "/drain", "/resume"),
     *("//v1/models", "/V1/MODELS", "/v1/%6dodels", "/v1/models/", "/health/", "/health/../v1/models", "/%2e/health", "/health%00"),
     *("/v1/models?/health", "/invocations", "/pooling", "/score", "/pause", "/update_weights", "/load_lora_adapter", "/sleep"),

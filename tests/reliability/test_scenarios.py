@@ -20,6 +20,7 @@ FLAGS = {
     "--limit-connections-per-peer": 4000,
     "--limit-head-read-s": HEAD_S,
     "--limit-body-read-s": BODY_S,
+    "--admin-api-key": "operator",
 }
 
 
@@ -73,9 +74,9 @@ def server(directory):
     running.close()
 
 
-async def passes(server, name, *words, api_key=""):
+async def passes(server, name, *words, api_key="", admin_key=""):
     options = options_of(["--url", server.url, "--head-s", str(HEAD_S), "--body-s", str(BODY_S), *words])
-    target = Target(server.url, "scripted", api_key)
+    target = Target(server.url, "scripted", api_key, admin_key)
     outcome = await run(target, scenarios(options)[name])
     print(outcome.figures)
     assert outcome.passed, "\n".join(outcome.failures)
@@ -89,13 +90,13 @@ SMALL = ("malformed", "control-tokens", "slow-clients", "aborts", "streams", "sl
 async def test_a_small_count(server, name):
     pid = str(server.process.pid)
     scale = "0.006" if name == "aborts" else "0.02"  # a stream that is left in its middle has to get there first
-    await passes(server, name, "--scale", scale, "--server-pid", pid, "--health-limit-ms", "2000")
+    await passes(server, name, "--scale", scale, "--server-pid", pid, "--health-limit-ms", "2000", admin_key="operator")
 
 
 @pytest.mark.reliability
 @pytest.mark.parametrize("name", [*SMALL, "large-bodies", "engine-death"])
 async def test_the_full_count(server, name):
-    await passes(server, name, "--server-pid", str(server.process.pid))
+    await passes(server, name, "--server-pid", str(server.process.pid), admin_key="operator")
 
 
 @pytest.mark.reliability

@@ -29,8 +29,10 @@ class Answer:
         """The error object of a refusal; raises `ValueError` when the body holds none that a client could show."""
         value = json.loads(self.body)
         error = value.get("error") if isinstance(value, dict) else None
-        if not isinstance(error, dict) or not isinstance(error.get("message"), str) or not isinstance(error.get("type"), str):
-            raise ValueError("no error object with message and type")
+        if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+            raise ValueError("no error object with a message")
+        if not isinstance(error.get("type", error.get("code")), str):  # Z.ai's errors have a code for a type
+            raise ValueError("no error object with a type or a code")
         return error
 
 
@@ -41,6 +43,8 @@ class Target:
     url: str
     model: str = ""
     api_key: str = ""
+    admin_key: str = ""
+    """Key of the routes that only operators may use; none: they are left alone."""
     patience_s: float = 5.0
     """How long an answer to a short request may take before it counts as a hang."""
 
@@ -81,6 +85,8 @@ class Target:
         lines = {"host": self.authority, "accept": "*/*"}
         if self.api_key:
             lines["authorization"] = f"Bearer {self.api_key}"
+        if self.admin_key:
+            lines["x-api-key"] = self.admin_key
         if payload is not None:
             lines |= {"content-type": "application/json", "content-length": str(len(payload))}
         lines |= headers or {}

@@ -181,3 +181,34 @@ async def test_prompts_that_wait_are_bounded_in_tokens():
     async with client_of(service) as client:  # one alone fits whatever its length
         long = {"messages": [{"role": "user", "content": "x" * 300}]}
         assert (await client.post("/v1/chat/completions", json=long)).status_code == 200
+
+
+async def test_ignored_fields_are_counted_under_known_names_only():
+    bodies = [
+        ("/v1/chat/completions", {**BODY, "metadata": {}, "x" * 50: 1, "y": 2, "z": None}),
+        ("/tokenize", {"messages": BODY["messages"], "temperature": 1, "metadata": {}}),
+        ("/v1/messages/count_tokens", {"messages": BODY["messages"], "service_tier": "auto"}),
+        ("/detokenize", {"tokens": [65], "y": 1}),
+    ]
+    async with client_of(service_of()) as client:
+        for path, body in bodies:
+            assert (await client.post(path, json=body)).status_code == 200
+        scraped = await scrape(client)
+    name = "openglm:ignored_request_fields_total"
+    assert [scraped(name, field=field) for field in ("metadata", "service_tier", "other")] == [2, 1, 3]
+
+
+async def test_the_names_of_sglang_come_on_request_and_besides():
+    service = service_of(metrics_compat="sglang")
+    async with client_of(service) as client:
+        await client.post("/v1/chat/completions", json=BODY)
+        await scrape(client)
+        scraped = await scrape(client)
+    labels = {"model_name": "test-model", "engine_type": "unified", "tp_rank": "0"}
+    assert scraped("sglang:num_queue_reqs", **labels) == 3
+    assert scraped("sglang:token_usage", **labels) == 0.1
+    assert scraped("sglang:gen_throughput", **labels) == 0
+    assert scraped("sglang:time_to_first_token_seconds_bucket", le="2560.0") == 1
+    assert "vllm:num_requests_waiting" in scraped.names
+    async with client_of(service_of()) as client:
+        assert not any(name.startswith("sglang:") for name in (await scrape(client)).names)

@@ -262,3 +262,11 @@ async def test_more_requests_than_may_wait_are_shed_with_a_hint():
         service.engine_loaded(max_model_len=4000, max_num_seqs=1)
         assert [(await task).status_code for task in waiting] == [200, 200]
     await asyncio.wait_for(service.traffic.wait_idle(), 5)
+
+
+async def test_a_wrong_method_is_told_every_right_one():
+    async with client_of(service_of()) as client:
+        answer = await client.put("/v1/responses/x")
+        page = await client.put("/page/prompt")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, HEAD")
+    assert (page.status_code, page.headers["allow"]) == (405, "POST")
