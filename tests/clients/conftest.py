@@ -1,0 +1,71 @@
+"""One scripted server for the whole tier, and a file whose word nobody could guess."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from .scripted_server import ScriptedServer, write_model
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("models") / "scripted"
+    write_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def server(model_dir):
+    running = ScriptedServer(model_dir, "--log-format", "json")
+    yield running
+    running.close()
+
+
+@dataclass(frozen=True)
+class Task:
+    """A working folder with a file, and the word in it."""
+
+    folder: Path
+    file: Path
+    word: str
+
+    @property
+    def prompt(self) -> str:
+        return f'Please read the file "{self.file}" and tell me the codeword in it.'
+
+
+@pytest.fixture
+def task(tmp_path):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    word = f"w{secrets.token_hex(6)}"
+    (folder / "notes.txt").write_text(f"Notes.\ncodeword: {word}\nEnd.\n", "utf-8")
+    return Task(folder, folder / "notes.txt", word)
+
+
+@dataclass
+class Requests:
+    """What the server was asked since the fixture began, as (method and path, status)."""
+
+    server: ScriptedServer
+    start: int
+
+    def all(self) -> list[tuple[str, int]]:
+        lines = [json.loads(line) for line in self.server.log[self.start :] if line.startswith("{")]
+        return [(line["message"], line["status"]) for line in lines if line["logger"] == "openglm.access"]
+
+    def refused(self) -> list[tuple[str, int]]:
+        return [request for request in self.all() if request[1] >= 400]
+
+    def count(self, message: str) -> int:
+        return sum(seen == message for seen, _ in self.all())
+
+
+@pytest.fixture
+def requests(server):
+    return Requests(server, len(server.log))
