@@ -20,7 +20,9 @@ def command(
     recipe: Annotated[str, typer.Argument(help="What to train. `nano` is the embedded model, from scratch.")] = "nano",
     out: Annotated[Path, typer.Option(help="Folder of the run: settings, log, resumable state, finished model.")] = Path("runs/nano"),
     resume: Annotated[bool, typer.Option(help="Go on from the last saved step of the run in --out.")] = False,
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps of the main stage; a short one that teaches drafting follows.")] = TrainConfig.num_steps,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Optimizer steps of the main stage; a short one that teaches drafting follows.")
+    ] = TrainConfig.num_steps,
     tokens_per_step: Annotated[int, typer.Option(min=64, help="Tokens in one step, over all workers.")] = TrainConfig.tokens_per_step,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak learning rate.")] = TrainConfig.learning_rate,
     seed: Annotated[int, typer.Option(help="Seed of weights, data and tokenizer.")] = TrainConfig.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +39,11 @@ class Task:
     def prompt(self) -> str:
         return f'Please read the file "{self.file}" and tell me the codeword in it.'
 
+    @property
+    def answer(self) -> str:
+        """What the scripted model says once it has seen the file."""
+        return f"The codeword is {self.word} 🙂."
+
 
 @pytest.fixture
 def task(tmp_path):
@@ -62,8 +68,8 @@ class Requests:
     def refused(self) -> list[tuple[str, int]]:
         return [request for request in self.all() if request[1] >= 400]
 
-    def count(self, message: str) -> int:
-        return sum(seen == message for seen, _ in self.all())
+    def paths(self) -> Counter[str]:
+        return Counter(message for message, _ in self.all())
 
 
 @pytest.fixture

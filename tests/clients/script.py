@@ -17,7 +17,7 @@ from openglm.text.schema_types import to_json
 from openglm.text.tokenizer import Tokenizer
 
 GREETING = "Hello from the scripted model."
-TASK = re.compile(r'read the file "([^"]+)"')
+TASK = re.compile(r'read the file \\?"([^"\\]+)')  # an agent may quote its user
 CODEWORD = re.compile(r"codeword: (\w+)")
 
 _MARKERS = {"<|system|>": "system", "<|user|>": "user", "<|assistant|>": "assistant", "<|observation|>": "tool"}
