@@ -37,7 +37,7 @@ CLIENTS: Final[Mapping[str, Client]] = {
     "codex": Client("npm", ("@openai/codex@0.171.0",)),
     "opencode": Client("npm", ("opencode-ai@1.18.33",)),
     "cline": Client("npm", ("cline@3.0.65",)),
-    "litellm": Client("pip", ("litellm==1.110.2", "mcp")),
+    "litellm": Client("pip", ("litellm==1.110.2", "mcp==2.3.0")),
     "langchain": Client("pip", ("langchain-openai==1.7.4",)),
     "lm-eval": Client("pip", ("lm-eval[api]==0.4.13",)),
     "guidellm": Client("pip", ("guidellm==0.8.1",)),

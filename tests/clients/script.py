@@ -2,8 +2,8 @@
 
 A user who writes `read the file "PATH"` sets a task. While no tool result follows, the reply is a thought and a call of whichever tool of
 the prompt can read a file, with PATH where that tool's schema wants it. Once a result is there, the reply is what the file said after
-`codeword:`; the model cannot know the word from anywhere else. Without a task the reply is a greeting. Prompts that are no
-conversation, and answers whose form a grammar decides, are left to the weights.
+`codeword:`; the model cannot know the word from anywhere else. Whoever asks to `say the word "X"` gets X. All else is greeted.
+Prompts that are no conversation, and answers whose form a grammar decides, are left to the weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from openglm.text.schema_types import to_json
@@ -18,6 +19,7 @@ from openglm.text.tokenizer import Tokenizer
 
 GREETING = "Hello from the scripted model."
 TASK = re.compile(r'read the file \\?"([^"\\]+)')  # an agent may quote its user
+WORD = re.compile(r'say the word "([^"]+)"')
 CODEWORD = re.compile(r"codeword: (\w+)")
 
 _MARKERS = {"<|system|>": "system", "<|user|>": "user", "<|assistant|>": "assistant", "<|observation|>": "tool"}
@@ -38,8 +40,7 @@ def turns_of(ids: Sequence[int], tokenizer: Tokenizer) -> list[Turn]:
     """The turns of a prompt, told apart by control tokens, so that text which looks like one divides nothing. Empty for a raw prompt."""
     names = {tokenizer.added_tokens[marker]: role for marker, role in _MARKERS.items()}
     starts = [i for i, token in enumerate(ids) if token in names]
-    ends = [*starts[1:], len(ids)]
-    return [Turn(names[ids[a]], tokenizer.decode(ids[a + 1 : b])) for a, b in zip(starts, ends, strict=True)]
+    return [Turn(names[ids[a]], tokenizer.decode(ids[a + 1 : b])) for a, b in pairwise([*starts, len(ids)])]
 
 
 def reply(turns: Sequence[Turn]) -> str | None:
@@ -50,7 +51,8 @@ def reply(turns: Sequence[Turn]) -> str | None:
     asked = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=-1)
     tasks = [path for turn in turns if turn.role == "user" for path in TASK.findall(turn.text)]
     if not tasks:
-        return f"{opening}{GREETING}<|user|>"
+        words = WORD.findall(turns[asked].text)
+        return f"{opening}{words[-1] if words else GREETING}<|user|>"
     tools = tools_of(turns)
     results = [turn.text for turn in turns[asked:] if turn.role == "tool"]
     if not results:

@@ -37,7 +37,10 @@ class ScriptedAdjuster(LogitAdjuster):
 
     def add(self, sequence: Sequence, stop_ids: Iterable[int]) -> None:
         super().add(sequence, stop_ids)
-        text = reply(turns_of(sequence.tokens[: sequence.num_prompt], self._tokenizer))
+        try:
+            text = reply(turns_of(sequence.tokens[: sequence.num_prompt], self._tokenizer))
+        except Exception as error:  # an agent's answer shows it better than the end of the engine does
+            text = f"The script failed: {type(error).__name__}: {error}<|user|>"
         if text is not None:
             self._scripts[sequence.id] = self._tokenizer.encode_raw(text)
 
