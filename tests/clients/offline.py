@@ -51,7 +51,7 @@ def run(
         process = subprocess.Popen(
             command,
             cwd=cwd or home,
-            env=_environment(home, path, address) | variables,
+            env=environment(home, path, address) | variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -75,7 +75,8 @@ def run(
     return Run(process.returncode, output, errors, asked, reached)
 
 
-def _environment(home: Path, path: Path | None, proxy: str) -> dict[str, str]:
+def environment(home: Path, path: Path | None = None, proxy: str = "http://127.0.0.1:9") -> dict[str, str]:
+    """A clean environment: this home, these programs first, and everything but loopback sent to the proxy."""
     folders = [*([str(path)] if path else []), str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
     variables = {
         "PATH": os.pathsep.join(folders),
