@@ -24,7 +24,7 @@ CODEWORD = re.compile(r"codeword: (\w+)")
 
 _MARKERS = {"<|system|>": "system", "<|user|>": "user", "<|assistant|>": "assistant", "<|observation|>": "tool"}
 _READERS = ("read", "readfile", "readfiles", "view", "viewfile")
-_PATHS = ("filepath", "path", "absolutepath", "file", "filename")
+_PATHS = ("filepath", "path", "absolutepath", "file", "files", "filename", "paths")
 _SHELLS = ("bash", "shell", "execcommand", "shellcommand", "runcommands", "executecommand", "exec")
 _COMMANDS = ("cmd", "command", "commands")
 
@@ -75,15 +75,10 @@ def reading_call(tools: Sequence[dict[str, Any]], path: str) -> tuple[str, dict[
     """The name and arguments of a call that reads `path`; a tool made for it is preferred to a shell."""
     for names, parameters, value in ((_READERS, _PATHS, path), (_SHELLS, _COMMANDS, f"cat '{path}'")):
         for tool in tools:
-            schema = tool.get("parameters") or {}
-            properties = schema.get("properties") or {}
-            if _plain(tool["name"]) not in names:
-                continue
-            fitting = [name for name in properties if _plain(name) in parameters] or [
-                name for name, each in properties.items() if each.get("type") == "array" and name in schema.get("required", ())
-            ]
-            if fitting:
-                return tool["name"], {fitting[0]: _shaped(properties[fitting[0]], path if names is _READERS else value, names is _SHELLS)}
+            properties = (tool.get("parameters") or {}).get("properties") or {}
+            fitting = [name for name in properties if _plain(name) in parameters]
+            if _plain(tool["name"]) in names and fitting:
+                return tool["name"], {fitting[0]: _shaped(properties[fitting[0]], value)}
     raise AssertionError(f"no tool of these reads a file: {[tool['name'] for tool in tools]}")
 
 
@@ -96,15 +91,13 @@ def call_text(name: str, arguments: dict[str, Any]) -> str:
     return f"\n<tool_call>{name}\n{''.join(pairs)}</tool_call>"
 
 
-def _shaped(schema: dict[str, Any], value: str, is_command: bool) -> Any:
-    """`value` in the form that the parameter's schema wants."""
+def _shaped(schema: dict[str, Any], value: str) -> Any:
+    """`value` in the form that the parameter's schema wants: as it is, in a list, or in an object in a list."""
     if schema.get("type") != "array":
         return value
-    items = schema.get("items") or {}
-    if items.get("type") == "object":
-        key = next(name for name in items.get("properties", {}) if _plain(name) in (*_PATHS, *_COMMANDS))
-        return [{key: value}]
-    return value.split(" ") if is_command and schema.get("description", "").lower().startswith("the command to execute") else [value]
+    fields = (schema.get("items") or {}).get("properties") or {}
+    key = next((name for name in fields if _plain(name) in (*_PATHS, *_COMMANDS)), None)
+    return [value if key is None else {key: value}]
 
 
 def _plain(name: str) -> str:

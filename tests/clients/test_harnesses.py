@@ -1,4 +1,4 @@
-"""lm-eval with tasks of our own: generation over the chat route, and log-likelihoods over the completions route and its remote tokenizer."""
+"""lm-eval with tasks of our own: generation over the chat route, log-likelihoods over the completions route with the remote tokenizer."""
 
 import json
 from pathlib import Path

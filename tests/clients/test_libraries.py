@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-
 from .installed import programs
 from .offline import run
 from .script import GREETING
