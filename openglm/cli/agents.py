@@ -57,6 +57,8 @@ class Agent:
     program: str
     install: str
     set_up: Callable[[Server, Path], Setup]
+    own_prompt: int
+    """Tokens of GLM's vocabulary that its instructions and tools take before the user has said a word."""
 
 
 def _claude(server: Server, folder: Path) -> Setup:
@@ -128,8 +130,8 @@ def _cline(server: Server, folder: Path) -> Setup:
 
 
 AGENTS: Final[Mapping[str, Agent]] = {
-    "claude": Agent("claude", "npm install -g @anthropic-ai/claude-code", _claude),
-    "opencode": Agent("opencode", "npm install -g opencode-ai", _opencode),
-    "codex": Agent("codex", "npm install -g @openai/codex", _codex),
-    "cline": Agent("cline", "npm install -g cline", _cline),
+    "claude": Agent("claude", "npm install -g @anthropic-ai/claude-code", _claude, 17_000),
+    "opencode": Agent("opencode", "npm install -g opencode-ai", _opencode, 7_000),
+    "codex": Agent("codex", "npm install -g @openai/codex", _codex, 9_000),
+    "cline": Agent("cline", "npm install -g cline", _cline, 5_000),
 }

@@ -38,7 +38,7 @@ def tool_loop(**options):
         whole = chunk if whole is None else whole + chunk
     return {
         "answer": whole.text,
-        "reasoning": [block.get("reasoning") for block in first.content_blocks if block["type"] == "reasoning"],
+        "reasoning": [part["text"] for block in first.content_blocks for part in block.get("extras", {}).get("content", [])],
         "input tokens": whole.usage_metadata["input_tokens"],
         "cached": whole.usage_metadata["input_token_details"]["cache_read"],
         "thought": whole.usage_metadata["output_token_details"]["reasoning"],

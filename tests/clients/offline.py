@@ -60,7 +60,8 @@ def run(
         )
         reached: set[str] = set()
         over = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(process.pid, over, reached))
+        seen: set[psutil.Process] = set()
+        watcher = threading.Thread(target=_watch, args=(process.pid, over, reached, seen))
         watcher.start()
         try:
             output, errors = process.communicate(timeout=timeout_s)
@@ -72,6 +73,9 @@ def run(
             _end_group(process)
             over.set()
             watcher.join()
+            for each in seen:  # an agent may leave a daemon behind, in a session of its own
+                with contextlib.suppress(psutil.Error):
+                    each.kill()
     return Run(process.returncode, output, errors, asked, reached)
 
 
@@ -119,11 +123,12 @@ def _tripwire() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def _watch(pid: int, over: threading.Event, reached: set[str]) -> None:
+def _watch(pid: int, over: threading.Event, reached: set[str], seen: set[psutil.Process]) -> None:
     while not over.wait(LOOK_EVERY_S):
         with contextlib.suppress(psutil.Error):
             root = psutil.Process(pid)
-            for process in (root, *root.children(recursive=True)):
+            seen.update(root.children(recursive=True))
+            for process in (root, *seen):
                 with contextlib.suppress(psutil.Error):
                     reached.update(filter(_is_elsewhere, (each.raddr.ip for each in process.net_connections("inet") if each.raddr)))
 

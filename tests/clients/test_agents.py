@@ -11,9 +11,19 @@ import pytest
 
 from .installed import programs
 from .offline import run
-from .scripted_server import TESTS
+from .scripted_server import TESTS, ScriptedServer
 
 pytestmark = pytest.mark.clients
+
+KEY = "a-key-that-only-the-environment-holds"
+
+
+@pytest.fixture(scope="module")
+def server(model_dir):
+    """It wants a key, so each agent also proves that `glm launch` got the key to it."""
+    running = ScriptedServer(model_dir, "--log-format", "json", "--api-key", KEY)
+    yield running
+    running.close()
 
 
 @pytest.fixture
@@ -21,8 +31,22 @@ def launched(server, task, tmp_path):
     """Run `glm launch AGENT` with these words for the agent; the finished program."""
 
     def launch(agent: str, *words: str):
-        command = [sys.executable, "-m", "openglm.cli.main", "launch", agent, "--url", server.root, "--", *words]
-        return run(command, home=tmp_path / "home", cwd=task.folder, path=programs(agent), PYTHONPATH=str(TESTS.parent))
+        command = [
+            sys.executable,
+            "-m",
+            "openglm.cli.main",
+            "launch",
+            agent,
+            "--url",
+            server.root,
+            "--api-key-env",
+            "GLM_KEY",
+            "--",
+            *words,
+        ]
+        finished = run(command, home=tmp_path / "home", cwd=task.folder, path=programs(agent), PYTHONPATH=str(TESTS.parent), GLM_KEY=KEY)
+        assert KEY not in finished.output + finished.errors
+        return finished
 
     return launch
 

@@ -44,7 +44,7 @@ def test_langchain(driven, task):
         assert 0 < loop["cached"] < loop["input tokens"]
         assert loop["thought"] > 0
     assert seen["chat"]["reasoning"] == []  # it drops what OpenAI's chat API does not have
-    assert seen["responses"]["reasoning"] == ["Let me look."]
+    assert seen["responses"]["reasoning"] == ["Let me look."]  # unread, but kept and sent back as it came
     for verdict in seen["structured"].values():
         assert 1 <= verdict["stars"] <= 5
     assert seen["batch"] == [GREETING, GREETING]

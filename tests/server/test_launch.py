@@ -112,6 +112,12 @@ def test_print_shows_everything_but_the_key_and_runs_nothing(live, capsys, monke
     assert output.splitlines()[-1].startswith(AGENTS[agent].program)
 
 
+def test_a_context_too_small_for_the_agent_is_said_before_it_starts(live, agents, capsys):
+    code, _, errors = launch(capsys, "opencode", "--url", live.root, "run", "hello")
+    assert code == 7 and len(agents()) == 1  # it runs all the same: its prompt may have been cut down
+    assert errors.startswith("glm: warning: scripted has room for 2048 tokens, and the instructions of opencode alone take some 7000")
+
+
 def test_what_is_missing_is_said_in_one_line(live, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     for arguments, words in (
