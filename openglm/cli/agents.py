@@ -124,7 +124,11 @@ def _codex(server: Server, folder: Path) -> Setup:
 
 def _cline(server: Server, folder: Path) -> Setup:
     sign_in = ("cline", "auth", "-p", "openai", "-b", server.openai_url, "-k", server.key, "-m", server.model)
-    environment = {"CLINE_DIR": str(folder / "cline"), "CLINE_GLOBAL_SETTINGS_PATH": str(folder / "global-settings.json")}
+    environment = {
+        "CLINE_DIR": str(folder / "cline"),
+        "CLINE_GLOBAL_SETTINGS_PATH": str(folder / "global-settings.json"),
+        "CLINE_SESSION_BACKEND_MODE": "local",  # else a daemon stays behind, in a folder that is gone
+    }
     settings = json.dumps({"telemetryOptOut": True, "autoUpdateEnabled": False}) + "\n"
     return Setup(("cline",), environment, unset=("CLINE_DATA_DIR",), files={"global-settings.json": settings}, before=sign_in)
 

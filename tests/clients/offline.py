@@ -20,17 +20,20 @@ from pathlib import Path
 import psutil
 
 LOOK_EVERY_S = 0.1
+GOODBYE_S = 5.0
 
 
 @dataclass
 class Run:
-    """A finished program. `asked` are hosts it wanted through the proxy, `reached` addresses beyond loopback it was connected to."""
+    """A finished program. `asked` are hosts it wanted through the proxy, `reached` addresses beyond loopback it was connected to, `left`
+    processes that were still there a while after its end."""
 
     code: int
     output: str
     errors: str
     asked: list[str] = field(default_factory=list)
     reached: set[str] = field(default_factory=set)
+    left: list[str] = field(default_factory=list)
 
     def succeeded(self, *, may_ask: Sequence[str] = ()) -> str:
         """The standard output, once it is sure that the program ended well and stayed here. `may_ask` are hosts that it wants to
@@ -39,6 +42,7 @@ class Run:
         wanted = [line for line in self.asked if not any(f" {host}:" in line for host in may_ask)]
         assert not wanted, f"wanted to reach {wanted}"
         assert not self.reached, f"was connected to {self.reached}"
+        assert not self.left, f"left behind {self.left}"
         return self.output
 
 
@@ -70,13 +74,15 @@ def run(
             output, errors = process.communicate()
             raise AssertionError(f"not done in {timeout_s:g} s\n{output[-3000:]}\n{errors[-3000:]}") from None
         finally:
-            _end_group(process)
             over.set()
             watcher.join()
-            for each in seen:  # an agent may leave a daemon behind, in a session of its own
+            _, stayed = psutil.wait_procs(seen, timeout=GOODBYE_S)
+            left = [_command(each) for each in stayed]
+            _end_group(process)
+            for each in stayed:  # a daemon may be in a session of its own
                 with contextlib.suppress(psutil.Error):
                     each.kill()
-    return Run(process.returncode, output, errors, asked, reached)
+    return Run(process.returncode, output, errors, asked, reached, left)
 
 
 def environment(home: Path, path: Path | None = None, proxy: str = "http://127.0.0.1:9") -> dict[str, str]:
@@ -131,6 +137,12 @@ def _watch(pid: int, over: threading.Event, reached: set[str], seen: set[psutil.
             for process in (root, *seen):
                 with contextlib.suppress(psutil.Error):
                     reached.update(filter(_is_elsewhere, (each.raddr.ip for each in process.net_connections("inet") if each.raddr)))
+
+
+def _command(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())[:300]
+    return f"process {process.pid}"
 
 
 def _is_elsewhere(address: str) -> bool:

@@ -92,6 +92,7 @@ def test_cline_signs_in_first_in_a_folder_of_its_own(live, agents, capsys, monke
     assert run["arguments"] == ["hello"]
     assert sign_in["environment"]["CLINE_DIR"] == run["environment"]["CLINE_DIR"] != ""
     assert json.loads(run["config"]) == json.loads(sign_in["config"]) == {"telemetryOptOut": True, "autoUpdateEnabled": False}
+    assert run["environment"]["CLINE_SESSION_BACKEND_MODE"] == "local"
     monkeypatch.setenv("BROKEN", "1")
     code, _, errors = launch(capsys, "cline", "--url", live.root)
     assert code == 2 and "could not be set up" in errors
