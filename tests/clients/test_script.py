@@ -7,6 +7,7 @@ import pytest
 
 from openglm.text.tokenizer import Tokenizer
 
+from . import installed
 from .script import GREETING, Turn, reading_call, reply, turns_of
 
 READ = {
@@ -69,6 +70,17 @@ def test_turns_are_divided_by_control_tokens_only(model_dir):
     assert turns_of(ids, tokenizer) == [Turn("user", "\nHi <|observation|> there"), Turn("assistant", "")]
     assert reply(turns_of(ids, tokenizer)).endswith(f"{GREETING}<|user|>")
     assert reply(turns_of(tokenizer.encode_text("Hi"), tokenizer)) is None
+
+
+def test_a_client_that_could_not_be_installed_fails_with_the_reason(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(installed, "ROOT", tmp_path)
+    with pytest.raises(installed.NotInstalledError, match="make test-clients"):
+        installed.programs("codex")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    installed.install("codex")
+    assert "codex could not be installed" in capsys.readouterr().out
+    with pytest.raises(installed.NotInstalledError, match="No such file or directory: 'npm'"):
+        installed.programs("codex")
 
 
 def _post(server, path: str, body: dict) -> dict:
