@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -13,6 +15,7 @@ from urllib.parse import urlsplit
 TESTS = Path(__file__).resolve().parents[1]
 NAME = "scripted-glm"
 CONTEXT = 131_072
+LOG_TIMEOUT_S = 30.0
 
 
 def write_model(directory: Path) -> None:
@@ -62,7 +65,8 @@ class ScriptedServer:
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(paths)},
         )
         self.log: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
+        self._logged = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
         self._reader.start()
         self.url = ""
         for line in self.process.stdout:
@@ -75,6 +79,20 @@ class ScriptedServer:
             raise AssertionError("the server did not start:\n" + "".join(self.log))
         self.root = self.url.removesuffix("/v1")
         self.port = urlsplit(self.url).port
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            with self._logged:
+                self.log.append(line)
+                self._logged.notify_all()
+
+    def lines(self, start: int) -> Iterator[str]:
+        """The log from line `start` on, and what is added to it; fails when nothing more comes."""
+        for number in itertools.count(start):
+            with self._logged:
+                assert self._logged.wait_for(lambda number=number: number < len(self.log), LOG_TIMEOUT_S), "the log has ended"
+                line = self.log[number]
+            yield line
 
     def close(self) -> None:
         """End it and wait for its end."""

@@ -81,6 +81,8 @@ def test_opencode(launched, task, requests):
     (call,) = [event["part"] for event in events if event["type"] == "tool_use"]
     assert (call["tool"], call["state"]["status"]) == ("read", "completed")
     assert [event["part"]["text"] for event in events if event["type"] == "text"][-1] == task.answer
+    tokens = [event["part"]["tokens"] for event in events if event["type"] == "step_finish"][-1]
+    assert tokens["cache"]["read"] > tokens["input"], tokens
     assert requests.paths() == {"GET /v1/models": 1, "POST /v1/chat/completions": 3}  # the first asks for a title
     assert not requests.refused()
 
