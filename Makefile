@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 MODEL ?=
 
-.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability test-schemathesis check format nano lock clean
+.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability test-schemathesis test-clients check format nano lock clean
 
 setup: $(READY)  ## virtual environment with the locked versions
 
@@ -28,8 +28,8 @@ chat: $(READY)  ## chat in the terminal with the embedded model, or MODEL=direct
 test: $(READY)  ## the fast tests
 	$(BIN)/pytest
 
-test-slow: $(READY)  ## every test but the exactness matrix, the browser and the black-box scenarios, also those that need minutes
-	$(BIN)/pytest -m "not exactness and not page and not reliability"
+test-slow: $(READY)  ## every test but the exactness matrix, the browser, the black-box scenarios and the client programs, also those that need minutes
+	$(BIN)/pytest -m "not exactness and not page and not reliability and not clients"
 
 test-exactness: $(READY)  ## the engine's bitwise matrix; ARGS="--last-failed" or ARGS="-k preempted-bfloat16" runs a part
 	$(BIN)/pytest -m exactness tests/engine/test_exactness_matrix.py $(ARGS)
@@ -46,6 +46,10 @@ test-openai-2: $(READY)  ## the client tests with version 2 of the openai packag
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/openai-2 'openai==2.*' distro jiter sniffio tqdm
 	PYTHONPATH=build/openai-2 $(BIN)/python -c 'import openai; print("openai", openai.__version__); assert openai.__version__.startswith("2.")'
 	PYTHONPATH=build/openai-2 $(BIN)/pytest tests/server/test_openai_client.py tests/server/test_openai_client_beyond_chat.py
+
+test-clients: $(READY)  ## coding agents, libraries, harnesses, load tools and a gateway, the real ones; ARGS="-k codex" runs a part
+	PYTHONPATH=tests $(BIN)/python -m clients.installed
+	$(BIN)/pytest -m clients tests/clients $(ARGS)
 
 test-page: $(READY)  ## the web page in the Chromium of this machine; SCREENSHOTS=directory keeps pictures
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock playwright

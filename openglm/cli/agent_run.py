@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,17 @@ class Plan:
     setup: Setup
     extra: tuple[str, ...]
 
+    @property
+    def warning(self) -> str | None:
+        """What the user should know before the agent starts."""
+        context, needed = self.server.context, self.agent.own_prompt
+        if context is None or context > needed:
+            return None
+        return (
+            f"{self.server.model} has room for {context} tokens, and the instructions of {self.agent.program} alone take some {needed}: "
+            "it will hardly get an answer; serve a model with a longer context, or raise --max-model-len"
+        )
+
 
 @contextlib.contextmanager
 def plan(name: str, *, url: str, model: str | None, api_key: str | None, extra: tuple[str, ...]) -> Iterator[Plan]:
@@ -48,11 +59,13 @@ def plan(name: str, *, url: str, model: str | None, api_key: str | None, extra: 
         yield Plan(agent, server, setup, extra)
 
 
-def launch(prepared: Plan) -> int:
+def launch(prepared: Plan, *, warn: Callable[[str], None]) -> int:
     """Run the agent in this terminal; returns its exit code. Raises `ConfigError` when it is not installed."""
     program = shutil.which(prepared.agent.program)
     if program is None:
         raise ConfigError(f"{prepared.agent.program} is not installed; get it with: {prepared.agent.install}")
+    if prepared.warning is not None:
+        warn(prepared.warning)
     setup = prepared.setup
     environment = {name: value for name, value in env.inherited().items() if name not in setup.unset} | dict(setup.environment)
     if setup.before:

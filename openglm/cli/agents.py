@@ -2,6 +2,10 @@
 
 An agent gets its settings in the way that leaves the user's own untouched: variables (Claude Code), an extra configuration file (OpenCode),
 command-line overrides (Codex), or a configuration folder of its own that is filled by the agent's own sign-in command (Cline).
+
+Whoever runs a model on their own machine expects what they write to stay there, so telemetry, update checks and catalogues fetched at the
+start are switched off where the agent has a switch. What has none, as of the versions in docs/clients.md: OpenCode fetches its plugin
+package from npm in the background, Cline its feature flags.
 """
 
 from __future__ import annotations
@@ -53,6 +57,8 @@ class Agent:
     program: str
     install: str
     set_up: Callable[[Server, Path], Setup]
+    own_prompt: int
+    """Tokens of GLM's vocabulary that its instructions and tools take before the user has said a word."""
 
 
 def _claude(server: Server, folder: Path) -> Setup:
@@ -92,35 +98,44 @@ def _opencode(server: Server, folder: Path) -> Setup:
             }
         },
     }
-    environment = {"OPENCODE_CONFIG": str(folder / "opencode.json"), KEY_VARIABLE: server.key}
+    environment = {"OPENCODE_CONFIG": str(folder / "opencode.json"), "OPENCODE_DISABLE_MODELS_FETCH": "1", KEY_VARIABLE: server.key}
     return Setup(("opencode",), environment, files={"opencode.json": json.dumps(config, indent=2) + "\n"})
 
 
 def _codex(server: Server, folder: Path) -> Setup:
     del folder
-    settings: dict[str, str | int] = {
+    settings: dict[str, str | int | bool] = {
         "model": server.model,
         "model_provider": "openglm",
         "model_providers.openglm.name": "openglm",
         "model_providers.openglm.base_url": server.openai_url,
         "model_providers.openglm.wire_api": "responses",
         "model_providers.openglm.env_key": KEY_VARIABLE,
+        "analytics.enabled": False,
+        "check_for_update_on_startup": False,
+        "features.plugins": False,  # they are catalogues of a service that is not here; `-c features.plugins=true` behind it wins
     }
     if server.context is not None:
         settings["model_context_window"] = server.context
-    # A value is TOML, of which JSON's strings and numbers are a part.
+    # A value is TOML, of which JSON's strings, numbers and booleans are a part.
     overrides = [word for name, value in settings.items() for word in ("-c", f"{name}={json.dumps(value)}")]
     return Setup(("codex", *overrides), {KEY_VARIABLE: server.key})
 
 
 def _cline(server: Server, folder: Path) -> Setup:
     sign_in = ("cline", "auth", "-p", "openai", "-b", server.openai_url, "-k", server.key, "-m", server.model)
-    return Setup(("cline",), {"CLINE_DIR": str(folder / "cline")}, unset=("CLINE_DATA_DIR",), before=sign_in)
+    environment = {
+        "CLINE_DIR": str(folder / "cline"),
+        "CLINE_GLOBAL_SETTINGS_PATH": str(folder / "global-settings.json"),
+        "CLINE_SESSION_BACKEND_MODE": "local",  # else a daemon stays behind, in a folder that is gone
+    }
+    settings = json.dumps({"telemetryOptOut": True, "autoUpdateEnabled": False}) + "\n"
+    return Setup(("cline",), environment, unset=("CLINE_DATA_DIR",), files={"global-settings.json": settings}, before=sign_in)
 
 
 AGENTS: Final[Mapping[str, Agent]] = {
-    "claude": Agent("claude", "npm install -g @anthropic-ai/claude-code", _claude),
-    "opencode": Agent("opencode", "npm install -g opencode-ai", _opencode),
-    "codex": Agent("codex", "npm install -g @openai/codex", _codex),
-    "cline": Agent("cline", "npm install -g cline", _cline),
+    "claude": Agent("claude", "npm install -g @anthropic-ai/claude-code", _claude, 17_000),
+    "opencode": Agent("opencode", "npm install -g opencode-ai", _opencode, 7_000),
+    "codex": Agent("codex", "npm install -g @openai/codex", _codex, 9_000),
+    "cline": Agent("cline", "npm install -g cline", _cline, 5_000),
 }

@@ -24,7 +24,9 @@ def command(
     model: Annotated[Path | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
     serve_flags: Annotated[str, typer.Option(help="server, streaming, recovery: further flags for glm serve, as one string.")] = "",
     streams: Annotated[int | None, typer.Option(min=1, help="server, streaming, recovery: streams at once. Default: 8, 64, 32.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=1, help="Repetitions; the median counts. Default: 5; recovery 20, streaming and peers 3.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Repetitions, of which the median counts. Default: 5; recovery 20, streaming and peers 3.")
+    ] = None,
     tokens: Annotated[int, typer.Option(min=2, help="server, streaming, offline: tokens per answer.")] = 128,
     quick: Annotated[bool, typer.Option("--quick", help="offline, kernels, peers: a smoke run, whose figures mean nothing.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="kernels, peers: threads of every engine.")] = 1,

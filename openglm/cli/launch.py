@@ -43,4 +43,4 @@ def command(
         if show:
             typer.echo(show_plan(prepared))
             return
-        raise typer.Exit(launch(prepared))
+        raise typer.Exit(launch(prepared, warn=lambda text: typer.echo(f"glm: warning: {text}", err=True)))

@@ -7,7 +7,7 @@ that were ignored). What touches other people's requests is a control route (see
 from __future__ import annotations
 
 import contextlib
-import time
+from datetime import UTC, datetime
 
 import msgspec
 from starlette.requests import Request
@@ -116,10 +116,12 @@ class _Operations:
             "token_usage": used / stats.pages_total if stats.pages_total else 0.0,
             "cache_hit_rate": stats.prompt_tokens_cached / stats.prompt_tokens_looked_up if stats.prompt_tokens_looked_up else 0.0,
             "max_running_requests": self._service.max_num_seqs,
+            "utilization": stats.num_running / self._service.max_num_seqs if self._service.max_num_seqs else 0.0,
             "queues": {"waiting": stats.num_waiting},
         }
         totals = {"total_running_reqs": stats.num_running, "total_waiting_reqs": stats.num_waiting}
-        body = {"timestamp": time.time(), "version": __version__, "dp_rank_count": 1, "loads": [load], "aggregate": totals}
+        now = datetime.now(UTC).isoformat()  # SGLang's form; a router that finds a number here reads no load at all
+        body = {"timestamp": now, "version": __version__, "dp_rank_count": 1, "loads": [load], "aggregate": totals}
         return JSONReply(encode(body))
 
     async def health_generate(self, request: Request) -> Response:

@@ -16,7 +16,7 @@ import json, os, sys
 from pathlib import Path
 log = Path(os.environ["AGENT_LOG"])
 seen = json.loads(log.read_text()) if log.exists() else []
-config = os.environ.get("OPENCODE_CONFIG")
+config = os.environ.get("OPENCODE_CONFIG") or os.environ.get("CLINE_GLOBAL_SETTINGS_PATH")
 text = Path(config).read_text() if config else ""
 mode = oct(Path(config).parent.stat().st_mode & 0o777) if config else ""
 log.write_text(json.dumps(seen + [{{"arguments": sys.argv[1:], "environment": dict(os.environ), "config": text, "mode": mode}}]))
@@ -69,6 +69,7 @@ def test_opencode_gets_a_file_in_a_private_folder_that_goes_away(live, agents, c
     assert provider["options"] == {"baseURL": live.url, "apiKey": "{env:OPENGLM_AGENT_KEY}"}
     assert provider["models"]["scripted"]["limit"] == {"context": 2048, "output": 512}
     assert run["environment"]["OPENGLM_AGENT_KEY"] == "none"
+    assert run["environment"]["OPENCODE_DISABLE_MODELS_FETCH"] == "1"
     assert not Path(run["environment"]["OPENCODE_CONFIG"]).exists()
 
 
@@ -81,6 +82,7 @@ def test_codex_gets_overrides_that_are_toml(live, agents, capsys):
     assert settings["model_provider"] == "openglm" and settings["model"] == "scripted"
     provider = settings["model_providers"]["openglm"]
     assert (provider["base_url"], provider["wire_api"], provider["env_key"]) == (live.url, "responses", "OPENGLM_AGENT_KEY")
+    assert settings["analytics"]["enabled"] is settings["check_for_update_on_startup"] is settings["features"]["plugins"] is False
 
 
 def test_cline_signs_in_first_in_a_folder_of_its_own(live, agents, capsys, monkeypatch):
@@ -89,6 +91,8 @@ def test_cline_signs_in_first_in_a_folder_of_its_own(live, agents, capsys, monke
     assert sign_in["arguments"] == ["auth", "-p", "openai", "-b", live.url, "-k", "none", "-m", "scripted"]
     assert run["arguments"] == ["hello"]
     assert sign_in["environment"]["CLINE_DIR"] == run["environment"]["CLINE_DIR"] != ""
+    assert json.loads(run["config"]) == json.loads(sign_in["config"]) == {"telemetryOptOut": True, "autoUpdateEnabled": False}
+    assert run["environment"]["CLINE_SESSION_BACKEND_MODE"] == "local"
     monkeypatch.setenv("BROKEN", "1")
     code, _, errors = launch(capsys, "cline", "--url", live.root)
     assert code == 2 and "could not be set up" in errors
@@ -107,6 +111,12 @@ def test_print_shows_everything_but_the_key_and_runs_nothing(live, capsys, monke
     assert not main_exit
     assert live.root in output and "s3cret" not in output and "KEY" in output
     assert output.splitlines()[-1].startswith(AGENTS[agent].program)
+
+
+def test_a_context_too_small_for_the_agent_is_said_before_it_starts(live, agents, capsys):
+    code, _, errors = launch(capsys, "opencode", "--url", live.root, "run", "hello")
+    assert code == 7 and len(agents()) == 1  # it runs all the same: its prompt may have been cut down
+    assert errors.startswith("glm: warning: scripted has room for 2048 tokens, and the instructions of opencode alone take some 7000")
 
 
 def test_what_is_missing_is_said_in_one_line(live, capsys, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Routes about tokens, state and load, and what an operator can do to requests."""
 
 import asyncio
+from datetime import datetime, timedelta
 
 import pytest
 from canned_app import ADMIN, MODEL, SAY, CannedApp
@@ -65,6 +66,7 @@ async def test_state_and_load_tell_an_allow_list():
     assert answers["/version"] == {"version": __version__}
     assert answers["/model_info"]["model_path"] == "test-model"
     assert answers["/server_info"]["ignored_fields"] == {"total": 2, "by_name": {"made_up": 1, "(odd name)": 1}}
+    assert datetime.fromisoformat(answers["/v1/loads"]["timestamp"]).utcoffset() == timedelta(0)  # a text, as routers expect
     (load,) = answers["/v1/loads"]["loads"]
     assert (load["num_waiting_reqs"], load["max_total_num_tokens"], load["token_usage"]) == (3, 6400, 0.1)
 
