@@ -672,11 +672,12 @@ class Load(Shape):
     token_usage: float
     cache_hit_rate: float
     max_running_requests: int
+    utilization: float
     queues: dict[str, int]
 
 
 class Loads(Shape):
-    timestamp: float
+    timestamp: str
     version: str
     dp_rank_count: int
     loads: list[Load]

@@ -16,7 +16,7 @@ from openglm.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.skipif(cpu.available() is None, reason="no native kernels on this machine")
 
 # Error of a logit (root mean square) relative to the spread of a row's logits, and divergence of the next token's distribution in nats.
-LIMITS = {"fp8": (0.13, 0.07), "int8": (0.047, 0.0027), "w8a8": (0.065, 0.0065), "int4": (0.34, 0.22)}
+LIMITS = {"fp8": (0.147, 0.0263), "int8": (0.071, 0.0033), "w8a8": (0.078, 0.0068), "int4": (0.324, 0.158)}
 
 
 @torch.inference_mode()
