@@ -76,12 +76,18 @@ class Runner:
         spans: list[Span] = []
         tokens: list[int] = []
         logit_rows: list[int] = []
+        end = 0
         for scheduled in plan:
             sequence, num_tokens = scheduled
             num_logits = 1 + len(sequence.drafts) if scheduled.samples else 0
-            spans.append(Span(sequence, len(tokens), num_tokens, sequence.computed, num_logits))
-            tokens += sequence.window(num_tokens)
-            logit_rows += range(len(tokens) - num_logits, len(tokens))
+            spans.append(Span(sequence, end, num_tokens, sequence.computed, num_logits))
+            end += num_tokens
+            if num_tokens == num_logits == 1:
+                tokens.append(sequence.tokens[-1])
+                logit_rows.append(end - 1)
+            else:
+                tokens += sequence.window(num_tokens)
+                logit_rows += range(end - num_logits, end)
         ids, ctx = self.context(spans, tokens)
         return Batch(tuple(spans), tuple(logit_rows), ids, ctx)
 
@@ -89,15 +95,23 @@ class Runner:
         """Token tensor [T] and context of spans that follow one another."""
         positions: list[int] = []
         slots: list[int] = []
-        for span in spans:
-            pages = span.sequence.pages
-            here = range(span.start, span.start + span.num_rows)
-            positions += here
-            slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in here]
+        ends: list[int] = []
+        lengths: list[int] = []
+        for sequence, first_row, num_rows, start, _ in spans:  # in Python for every sequence of every step, so it is written to be short
+            pages = sequence.pages
+            ends.append(first_row + num_rows)
+            lengths.append(start + num_rows)
+            if num_rows == 1:
+                positions.append(start)
+                slots.append(pages[start // PAGE_SIZE] * PAGE_SIZE + start % PAGE_SIZE)
+            else:
+                here = range(start, start + num_rows)
+                positions += here
+                slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in here]
         packed = torch.tensor([tokens, positions, slots], device=self.device)  # one copy to the device
         attention = PagedBatch(
-            query_starts=(0, *(span.first_row + span.num_rows for span in spans)),
-            kv_lengths=tuple(span.start + span.num_rows for span in spans),
+            query_starts=(0, *ends),
+            kv_lengths=tuple(lengths),
             page_table=self.page_table([span.sequence for span in spans]),
             slots=packed[2],
             kv=self.kv,
