@@ -1,7 +1,7 @@
 """What a step costs by the number of drafts: measured at the start, corrected while requests run. No tensors and no clock.
 
 A cost is the time of a whole step that verifies d drafts of every sequence and makes d new ones, d = 0, 1, ... It depends on the number
-of sequences and on the length of their context (`_Situation`). What makes the whole machine faster or slower for a while (`pace`) is
+of sequences and on the length of their context (`_Situation`). What makes all steps of a situation faster or slower for a while (`pace`) is
 kept apart: depths are compared with each other, and only a measurement of one depth *relative to its neighbours in time* changes
 the order among them.
 """
@@ -16,9 +16,11 @@ from typing import NamedTuple
 MAX_SITUATIONS = 128
 
 _FIRST_STEPS = 8  # measured steps of which the median counts
-_RATE = 1 / 16  # at which an estimate follows its measurements from then on
+_RATE = 1 / 8  # at which an estimate follows its measurements from then on
+_COMPARED = 8  # measured steps after a change of depth that tell its cost
 _OLD = 128  # steps without a measurement after which it begins anew
-_PACE_RATE = 0.15  # per step
+_PACE_RATE = 0.1  # per step
+_STEPS_LIMIT = 4  # for which one measurement may speak
 _OUTLIER = 0.2  # |log| beyond which a measurement counts no more
 _SHORT_CONTEXT = 256
 _NEIGHBOURS = 4  # situations from which a ratio is taken
@@ -30,7 +32,6 @@ class StepCosts:
     def __init__(self, max_depth: int) -> None:
         self.max_depth = max_depth
         self._known: dict[_Situation, _Costs] = {}
-        self.pace = 1.0  # how slow the machine is at present
         self._depths = range(max_depth + 1)
 
     def add(self, num_sequences: int, context: int, depth: int, seconds: float, *, steps: int = 1) -> None:
@@ -40,8 +41,12 @@ class StepCosts:
         self._known[situation] = known  # now the youngest
         if len(self._known) > MAX_SITUATIONS:
             del self._known[next(iter(self._known))]
-        error = known.add(depth, seconds / self.pace, steps=steps)
-        self.pace *= math.exp((1.0 - (1.0 - _PACE_RATE) ** steps) * error)
+        known.add(depth, seconds, steps=steps)
+
+    def at_usual_pace(self, num_sequences: int, context: int, seconds: float) -> float:
+        """What a step that just took so long would have taken when the costs of its situation were first measured."""
+        known = self._known.get(_Situation.of(num_sequences, context))
+        return seconds if known is None else seconds / known.pace
 
     def of(self, num_sequences: int, context: int) -> list[float] | None:
         """Seconds at depth 0, 1, ...; what was not measured is inferred from similar situations. None if nothing ever was."""
@@ -109,30 +114,42 @@ class _Situation(NamedTuple):
 
 
 class _Costs:
-    """Seconds at 0, 1, ... drafts per sequence in one situation: of the first measurements the median, then a decaying mean."""
+    """Seconds at 0, 1, ... drafts per sequence in one situation: of the first measurements the median, then a decaying mean.
+
+    A depth is compared with the one before it: what the first `_COMPARED` steps after a change take longer than expected is the new depth's
+    doing, what changes later is the pace of all.
+    """
 
     def __init__(self, max_depth: int) -> None:
         self.seconds: list[float | None] = [None] * (max_depth + 1)
         self.trials = [0] * (max_depth + 1)
+        self.pace = 1.0  # how slow the machine is at present
         self._first: list[list[float]] = [[] for _ in self.trials]
         self._num_steps = 0
         self._measured_at = [-math.inf] * (max_depth + 1)
+        self._depth = -1  # measured last
+        self._in_a_row = 0  # measurements of it
 
-    def add(self, depth: int, seconds: float, *, steps: int) -> float:
-        """See `StepCosts.add`; returns the log of measured over expected once that is well known."""
+    def add(self, depth: int, seconds: float, *, steps: int) -> None:
+        """See `StepCosts.add`."""
+        seconds /= self.pace
+        known, first = self.seconds[depth], self._first[depth]
+        self._in_a_row = self._in_a_row + 1 if depth == self._depth else 1
+        self._depth = depth
         self._num_steps += steps
         self.trials[depth] += 1
-        known, first = self.seconds[depth], self._first[depth]
         if self.age(depth) > _OLD:
             first.clear()
         self._measured_at[depth] = self._num_steps
         if known is None or len(first) < _FIRST_STEPS:
             first.append(seconds)
             self.seconds[depth] = statistics.median(first)
-            return 0.0
+            return
         error = min(max(math.log(seconds / known), -_OUTLIER), _OUTLIER)
-        self.seconds[depth] = known * math.exp(_RATE * error)
-        return error
+        if self._in_a_row <= _COMPARED:
+            self.seconds[depth] = known * math.exp(_RATE * error)
+        else:
+            self.pace *= math.exp((1.0 - (1.0 - _PACE_RATE) ** min(steps, _STEPS_LIMIT)) * error)
 
     def age(self, depth: int) -> float:
         return self._num_steps - self._measured_at[depth]

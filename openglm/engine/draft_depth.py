@@ -183,7 +183,7 @@ class AdaptiveDepth:
             self.costs.add(num_sequences, context, depth, seconds, steps=self._unobserved)
             self._unobserved = 0
         else:
-            self._learn_shared(seconds, self.costs.of(num_sequences, context))
+            self._learn_shared(self.costs.at_usual_pace(num_sequences, context, seconds), self.costs.of(num_sequences, context))
 
     def _learn_shared(self, seconds: float, costs: list[float] | None) -> None:
         """Correct `_shared` by a step in which some drafted less than others."""
@@ -192,7 +192,7 @@ class AdaptiveDepth:
             return
         low, high = (_partial(costs, depths, shared) for shared in (0.0, 1.0))
         if high > low:
-            seen = (seconds / self.costs.pace - low) / (high - low)
+            seen = (seconds - low) / (high - low)
             self._shared += _SHARED_RATE * (min(max(seen, 0.0), 1.0) - self._shared)
 
     def forget(self, request_id: str) -> None:
