@@ -64,10 +64,12 @@ def _sequence(core: EngineCore, request_id: str):
     return core._live[request_id][0]
 
 
-def _break_parameter(name: str) -> Callable[[EngineCore, str], None]:
+def _break_parameter(name: str, **others: float) -> Callable[[EngineCore, str], None]:
+    """`others` make sure that the parameter is used: a greedy request has no filter."""
+
     def plant(core: EngineCore, request_id: str) -> None:
         sequence = _sequence(core, request_id)
-        sequence.params = msgspec.structs.replace(sequence.params)  # its own copy
+        sequence.params = msgspec.structs.replace(sequence.params, **others)  # its own copy
         msgspec.structs.force_setattr(sequence.params, name, Bomb())
 
     return plant
@@ -87,7 +89,7 @@ def _poison_page(core: EngineCore, request_id: str) -> None:
 
 FAULTS = {
     "sampler": Fault(_break_parameter("temperature")),
-    "sampler filter": Fault(_break_parameter("top_k")),
+    "sampler filter": Fault(_break_parameter("top_k", temperature=0.9)),
     "log probabilities": Fault(_break_parameter("logprobs")),
     "prompt log probabilities": Fault(_break_parameter("prompt_logprobs")),
     "detokenizer": Fault(_break_detokenizer),
