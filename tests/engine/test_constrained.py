@@ -73,10 +73,9 @@ def run_tools(count, first_seed=0, **settings):
     params = []
     for i, (tools, _, one_call) in enumerate(cases):
         constraint = Constraint("lark", calls_grammar(tools, one_call=one_call), reads_calls=True)
-        # Ends are made likelier, or a random model would make all the calls it may and write digits for ever.
-        params.append(
-            sampled(constraint, i, thinking_budget=4, logit_bias={tokenizer().observation: 30.0, tokenizer().end_arg_value: 10.0})
-        )
+        # Ends are made likelier, or a random model would make all the calls it may, with arguments without end, and write digits for ever.
+        ends = {tokenizer().observation: 30.0, tokenizer().end_tool_call: 10.0, tokenizer().end_arg_value: 10.0}
+        params.append(sampled(constraint, i, thinking_budget=4, logit_bias=ends))
     outputs = generate(make_core(**settings), [prompt(start) for _, start, _ in cases], params)
     cut = 0
     for (tools, start, one_call), output in zip(cases, outputs, strict=True):
