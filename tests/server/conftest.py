@@ -32,7 +32,7 @@ def thoughtful(tmp_path_factory):
     from scripted_model import THINKING_FOR_EVER, write_scripted_model
 
     directory = tmp_path_factory.mktemp("models") / "thoughtful"
-    write_scripted_model(directory, THINKING_FOR_EVER, stuck_at="Hm")
+    write_scripted_model(directory, THINKING_FOR_EVER, stuck_at="Hm", context=65_536)
     server = LiveServer(directory)
     yield server
     server.close()

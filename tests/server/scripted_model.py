@@ -37,9 +37,9 @@ THINKING_AND_ANSWER = (*("<|assistant|>", "\n", "<think>", "Let", "me", "see", "
 THINKING_FOR_EVER = ("<|assistant|>", "\n", "<think>", "Hm", "</think>", "Done", ".")
 
 
-def write_scripted_model(directory: Path, script: tuple[str, ...], *, stuck_at: str | None = None) -> Tokenizer:
+def write_scripted_model(directory: Path, script: tuple[str, ...], *, stuck_at: str | None = None, context: int = 2048) -> Tokenizer:
     """Save the checkpoint and its tokenizer; returns the latter. `stuck_at` is a word of the script that follows itself: only a forced
-    token leads on from there."""
+    token, or the end of the context, leads on from there."""
     directory.mkdir(parents=True, exist_ok=True)
     definition = _tokenizer_definition(script)
     tokenizer = Tokenizer(definition)
@@ -50,7 +50,7 @@ def write_scripted_model(directory: Path, script: tuple[str, ...], *, stuck_at: 
         num_hidden_layers=2,
         eos_token_id=tokenizer.stop_ids,
         pad_token_id=tokenizer.endoftext,
-        max_position_embeddings=2048,
+        max_position_embeddings=context,
     )
     model = GlmModel(config)
     model.init_weights(0)
