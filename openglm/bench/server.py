@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import httpx
 import msgspec
@@ -116,8 +117,9 @@ async def _answers(url: str, prompts: Sequence[str], tokens: int) -> list[Timing
     return await asyncio.gather(*(_answer(url, prompt, tokens) for prompt in prompts))
 
 
-async def _answer(url: str, prompt: str, tokens: int) -> Timing:
-    body = {
+def chat_body(prompt: str, tokens: int) -> dict[str, Any]:
+    """A streamed chat request for exactly `tokens` tokens."""
+    return {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": tokens,
         "ignore_eos": True,
@@ -125,12 +127,15 @@ async def _answer(url: str, prompt: str, tokens: int) -> Timing:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+
+
+async def _answer(url: str, prompt: str, tokens: int) -> Timing:
     began = time.monotonic()
     first = last = None
     num_tokens = 0
     async with (
         httpx.AsyncClient(timeout=_READY_TIMEOUT_S) as client,
-        client.stream("POST", f"{url}/v1/chat/completions", json=body) as response,
+        client.stream("POST", f"{url}/v1/chat/completions", json=chat_body(prompt, tokens)) as response,
     ):
         if response.status_code != 200:
             raise EngineError(f"the server answered {response.status_code}: {(await response.aread()).decode()[:300]}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+from openglm.bench.server import chat_body
 from openglm.errors import EngineError
 
 _TAIL_BYTES = 2048  # of an answer: where its token counts and its end are
@@ -69,17 +70,8 @@ class StreamClient(asyncio.Protocol):
 
 
 def chat_request(url: str, prompt: str, tokens: int) -> bytes:
-    """A streamed chat request for exactly `tokens` tokens."""
-    body = json.dumps(
-        {
-            "messages": [{"role": "user", "content": prompt}],
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-    ).encode()
+    """The bytes of such a request on the wire."""
+    body = json.dumps(chat_body(prompt, tokens)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from openglm.checkpoint import fp8
 from openglm.checkpoint.layout import CONFIG_NAME, Contents, find_tensors
@@ -101,13 +102,17 @@ def load_model(
     done, total = 0, checkpoint.num_bytes
     with Reader() as reader:
         for piece in in_file_order(checkpoint.pieces):
-            part = piece.entry.part_of(parameters[piece.entry.parameter].detach())
-            scale = None if piece.scale is None else reader.read(piece.scale).float().view(-1, 1)
-            reader.read_into(piece.stored, part, scale=scale)
-            done += piece.stored.num_bytes
+            done += read_piece(reader, piece, parameters[piece.entry.parameter])
             if progress is not None:
                 progress(done, total)
     return model
+
+
+def read_piece(reader: Reader, piece: Piece, parameter: Tensor) -> int:
+    """Read a stored tensor into its part of `parameter`, multiplied by its scales if it has some; returns the bytes read."""
+    scale = None if piece.scale is None else reader.read(piece.scale).float().view(-1, 1)
+    reader.read_into(piece.stored, piece.entry.part_of(parameter.detach()), scale=scale)
+    return piece.stored.num_bytes
 
 
 def in_file_order(pieces: Iterable[Piece]) -> list[Piece]:

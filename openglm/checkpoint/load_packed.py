@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openglm.checkpoint.load import Piece, Progress, check_checkpoint, in_file_order
+from openglm.checkpoint.load import Piece, Progress, check_checkpoint, in_file_order, read_piece
 from openglm.checkpoint.reader import DTYPES, Reader, StoredTensor
 from openglm.model import GlmModel
 from openglm.model.transformer import packed_format
@@ -84,10 +84,7 @@ def load_packed_model(
     done, total = 0, checkpoint.num_bytes
     with Reader() as reader:
         for piece in others:
-            part = piece.entry.part_of(parameters[piece.entry.parameter].detach())
-            scale = None if piece.scale is None else reader.read(piece.scale).float().view(-1, 1)
-            reader.read_into(piece.stored, part, scale=scale)
-            done += piece.stored.num_bytes
+            done += read_piece(reader, piece, parameters[piece.entry.parameter])
             if progress is not None:
                 progress(done, total)
         lossy: dict[int, PackedLinear] = {}

@@ -7,10 +7,10 @@ matter: a step costs the same whether drafts are right or wrong.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
+from openglm.config.engine import PAGE_SIZE
 from openglm.engine.core import EngineCore
 from openglm.engine.draft_costs import StepCosts
 from openglm.engine.draft_depth import AdaptiveDepth, FixedDepth
@@ -32,8 +32,7 @@ def calibrate(core: EngineCore, *, budget_s: float = BUDGET_S, clock: Callable[[
     while count <= core.config.max_num_seqs and _fits(core, count, max_depth) and (count == 1 or clock() - began < budget_s):
         for depth in range(max_depth + 1):
             core.depth_policy = FixedDepth(depth)
-            seconds = _step_seconds(core, count, clock)
-            for _ in range(_MEASURED_STEPS):
+            for seconds in _step_seconds(core, count, clock):
                 costs.add(count, 0, depth, seconds)
         count *= 2
     core.depth_policy = AdaptiveDepth(max_depth, costs)
@@ -44,13 +43,13 @@ def _fits(core: EngineCore, count: int, max_depth: int) -> bool:
     length = _PROMPT_TOKENS + (_SETTLE_STEPS + _MEASURED_STEPS + 1) * (max_depth + 1)
     return (
         length < core.config.max_model_len
-        and -(-length // 64) * count <= core.config.num_pages
+        and -(-length // PAGE_SIZE) * count <= core.config.num_pages
         and count <= core.config.max_queued_requests
     )
 
 
-def _step_seconds(core: EngineCore, count: int, clock: Callable[[], float]) -> float:
-    """Of a step in which `count` sequences decode: the median."""
+def _step_seconds(core: EngineCore, count: int, clock: Callable[[], float]) -> list[float]:
+    """Of steps in which `count` sequences decode."""
     prompt = [i % core.num_tokens for i in range(_PROMPT_TOKENS)]
     ids = [f"calibration-{i}" for i in range(count)]
     for name in ids:
@@ -70,4 +69,4 @@ def _step_seconds(core: EngineCore, count: int, clock: Callable[[], float]) -> f
             seconds.append(clock() - began)
     for name in ids:
         core.abort(name)
-    return statistics.median(seconds)
+    return seconds

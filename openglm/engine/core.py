@@ -394,7 +394,7 @@ class EngineCore:
 
     def _measure(self, batch: Batch, num_drafts: int, seconds: float) -> None:
         """Tell the depth policy what a step cost that did nothing but decode."""
-        if self.depth_policy.measures and all(span.num_rows == span.num_logits for span in batch.spans):
+        if self.depth_policy.measures() and all(span.num_rows == span.num_logits for span in batch.spans):
             length = _mean_length(span.sequence for span in batch.spans)
             self.depth_policy.observe_step(len(batch.spans), num_drafts, length, seconds)
 

@@ -50,7 +50,16 @@ class StepCosts:
 
     def of(self, num_sequences: int, context: int) -> list[float] | None:
         """Seconds at depth 0, 1, ...; what was not measured is inferred from similar situations. None if nothing ever was."""
-        return self._estimate(_Situation.of(num_sequences, context))
+        situation = _Situation.of(num_sequences, context)
+        known = self._known.get(situation)
+        if known is not None and None not in known.seconds:
+            return [seconds or 0.0 for seconds in known.seconds]
+        others = sorted(self._known.items(), key=lambda item: situation.distance(item[0]))
+        own = known.seconds if known is not None else others[0][1].seconds if others else None
+        if own is None:
+            return None
+        near = [(situation.distance(other), costs) for other, costs in others]
+        return [self._inferred(depth, own, near) for depth in self._depths]
 
     def num_measured(self, depth: int, num_sequences: int, context: int) -> int:
         """Steps in which the depth was measured here or with at most four times or a quarter of the sequences: the most of these."""
@@ -64,16 +73,6 @@ class StepCosts:
 
     def __len__(self) -> int:
         return len(self._known)
-
-    def _estimate(self, situation: _Situation) -> list[float] | None:
-        known = self._known.get(situation)
-        if known is not None and None not in known.seconds:
-            return [seconds or 0.0 for seconds in known.seconds]
-        others = sorted(self._known.items(), key=lambda item: situation.distance(item[0]))
-        own = known.seconds if known is not None else others[0][1].seconds if others else None
-        if own is None:
-            return None
-        return [self._inferred(depth, own, [(situation.distance(other), costs) for other, costs in others]) for depth in self._depths]
 
     def _inferred(self, depth: int, own: Seq[float | None], others: Seq[tuple[float, _Costs]]) -> float:
         """The nearest depth that was measured, times the ratio of the two as the nearest situations that know both have it."""

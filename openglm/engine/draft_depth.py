@@ -73,9 +73,8 @@ class DepthPolicy(Protocol):
         """Of a request's drafts `num_judged` were compared with the true token, up to and including the first wrong one."""
         ...
 
-    @property
     def measures(self) -> bool:
-        """Whether the time of the step that ends now is of interest."""
+        """Asked once per step: whether the time of the one that ends now is of interest."""
         ...
 
     def observe_step(self, num_sequences: int, num_drafts: int, context: int, seconds: float) -> None:
@@ -104,7 +103,6 @@ class FixedDepth:
     def observe_verified(self, request_id: str, num_accepted: int, num_judged: int) -> None:
         """Nothing to learn."""
 
-    @property
     def measures(self) -> bool:
         """Never."""
         return False
@@ -170,7 +168,6 @@ class AdaptiveDepth:
         for tally in (self._all, own):
             tally.add(num_accepted, num_judged)
 
-    @property
     def measures(self) -> bool:
         """In a steady state; a depth that holds is known well, and every fourth of its steps is enough."""
         self._unobserved += 1
@@ -214,14 +211,15 @@ class AdaptiveDepth:
         rates = self._all.rates(None)
         kept = [self._survival(candidate.id, rates) for candidate in candidates]
         depths = self._best(costs, candidates, kept)
+        hold = REST if self._depth == 0.0 and not any(depths) else DECIDE_EVERY
         tried = self._to_look_at(costs, kept)
-        rests = self._depth == 0.0 and not any(depths)
-        self._left = (LOOK_STEPS if tried is not None else REST if rests else DECIDE_EVERY) - 1
-        if tried is None:
+        if tried is not None:
+            hold = LOOK_STEPS
+        else:
             tried = self._to_try(costs, kept, context)
             self._trying = tried is not None
-            if self._trying:
-                self._left = TRIAL_STEPS - 1
+            hold = TRIAL_STEPS if self._trying else hold
+        self._left = hold - 1
         if tried is not None:
             depths = [min(tried, candidate.room) for candidate in candidates]
         return self._noted(candidates, depths)

@@ -77,7 +77,7 @@ def simulate(
             drafting = sum(own > depth for own in chosen)
             passed = world.pass_seconds(depth, drafting) * world.pace(t) * rng.lognormvariate(0.0, world.noise)
             seconds += passed
-        if policy.measures:
+        if policy.measures():
             policy.observe_step(count, sum(pending), context, seconds)
         if t >= skip:
             run.tokens += tokens

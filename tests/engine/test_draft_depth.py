@@ -126,7 +126,7 @@ def test_it_rests_while_a_decision_against_drafts_holds():
             (depth,) = run.choose([Candidate("a", 5)], 10)
         else:
             depth = 0
-        if run.measures:
+        if run.measures():
             run.observe_step(1, depth, 10, 1.0 + 5.0 * depth)
         if depth:
             run.observe_verified("a", 0, 1)
@@ -159,7 +159,7 @@ def test_first_figures_make_the_first_choice_and_no_trial_is_needed():
     names = [Candidate(str(i), 100) for i in range(4)]
     for _ in range(400):
         assert policy.rests() or policy.choose(names, 50) == [0] * 4, "not even drafts that are always right would pay"
-        if policy.measures:
+        if policy.measures():
             policy.observe_step(4, 0, 50, 1.0)
 
 

@@ -202,8 +202,7 @@ class RandomDepth:
     def ignore(self, *_):
         pass
 
-    measures = False
-    observe_verified = observe_step = forget = ignore
+    measures = observe_verified = observe_step = forget = ignore
 
 
 def adjusted_params() -> list[SamplingParams]:
