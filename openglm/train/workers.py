@@ -54,6 +54,15 @@ class Workers:
         self.sum(torch.zeros(1))
 
     def leave(self) -> None:
-        """Part from the other workers."""
-        if self.count > 1:
+        """Part from the other workers, once all of them are here.
+
+        They meet in the launcher's key-value store, not by a collective: who has left a collective may still owe its
+        neighbour bytes, and a connection closed under the neighbour's last read aborts that process.
+        """
+        group = dist.group.WORLD
+        if group is not None:
+            store = group.get_group_store()
+            if store.add("openglm/leaving", 1) == self.count:
+                store.set("openglm/all_leaving", "yes")
+            store.wait(["openglm/all_leaving"])
             dist.destroy_process_group()

@@ -141,11 +141,11 @@ def test_two_workers_train_like_one(tmp_path, architecture, tokenizer):
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(corpus_sample(1, 400), num_tokens=512))
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     done = subprocess.run(
         [*command, str(tmp_path / "worker.py"), str(tmp_path)], env=environment, check=False, capture_output=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert done.returncode == 0, done.stderr.decode()
     both = open_run(tmp_path / "run", architecture, tokenizer, config, resume=True)
     both.close()
     logs = [json.loads((tmp_path / run / "log.jsonl").read_text().splitlines()[-1]) for run in ("single", "run")]
