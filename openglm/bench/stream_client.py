@@ -70,7 +70,7 @@ class StreamClient(asyncio.Protocol):
 
 
 def chat_request(url: str, prompt: str, tokens: int) -> bytes:
-    """The bytes of such a request on the wire."""
+    """`chat_body` as the bytes of an HTTP/1.1 request."""
     body = json.dumps(chat_body(prompt, tokens)).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body

@@ -57,10 +57,10 @@ class Workers:
         """Part from the other workers, once all of them are here.
 
         They meet in the launcher's key-value store, not by a collective: who has left a collective may still owe its
-        neighbour bytes, and a connection closed under the neighbour's last read aborts that process.
+        neighbour bytes, and gloo can end a process whose connection is closed under its last read (pytorch/gloo#155).
         """
         group = dist.group.WORLD
-        if group is not None:
+        if self.count > 1 and group is not None:
             store = group.get_group_store()
             if store.add("openglm/leaving", 1) == self.count:
                 store.set("openglm/all_leaving", "yes")
