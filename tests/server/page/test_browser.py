@@ -253,7 +253,8 @@ def test_the_page_speaks_chinese(open_page, nano_url, picture):
     assert page.locator("#message").input_value() == "typed before"
     ask(page, "What is 34 + 57?")
     answer = finished(page)
-    assert answer.locator(".thoughts-label").inner_text().startswith("思考")
+    label = answer.locator(".thoughts-label").inner_text()
+    assert label == "思考" or label.startswith("思考了"), "thoughts of less than 10 ms have no duration"
     page.get_by_role("button", name="设置").click()
     picture(page, "page-chinese")
     page.reload()
