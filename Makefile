@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 TORCH_ARGS ?=
 MODEL ?=
 
-.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability test-schemathesis test-clients check format nano lock clean
+.PHONY: setup serve chat test test-slow test-openai-2 test-exactness test-page test-reliability test-schemathesis test-clients test-triton check format nano lock clean
 
 setup: $(READY)  ## virtual environment with the locked versions
 
@@ -54,6 +54,10 @@ test-clients: $(READY)  ## coding agents, libraries, harnesses, load tools and a
 test-page: $(READY)  ## the web page in the Chromium of this machine; SCREENSHOTS=directory keeps pictures
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock playwright
 	SCREENSHOTS=$(SCREENSHOTS) $(BIN)/pytest -m page tests/server/page $(ARGS)
+
+test-triton: $(READY)  ## the GPU kernels in Triton's interpreter, on the CPU, and compiled for the GPUs they are meant for
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/triton 'triton==3.8.*'
+	PYTHONPATH=build/triton $(BIN)/pytest tests/ops/triton $(ARGS)
 
 check: $(READY)  ## lint, types, layering, spelling
 	$(BIN)/ruff check .

@@ -1,0 +1,4 @@
+"""GPU kernels in Triton: weights of a layer on the device, and the ops of a decoder layer on them.
+
+Imported only where a GPU runs the model (or, in tests, Triton's interpreter on the CPU), so that nothing else needs Triton installed.
+"""
