@@ -23,7 +23,7 @@ class _Session:
         settings = api.llama_context_default_params()
         settings.n_ctx = job.most_context + job.most_batch * DECODE_STEPS
         settings.n_batch = PREFILL_CHUNK
-        settings.n_seq_max = max(1, job.most_batch)
+        settings.n_seq_max = self.most_batch = job.most_batch
         settings.kv_unified = True
         settings.n_threads = settings.n_threads_batch = job.threads
         settings.no_perf = True
@@ -32,15 +32,22 @@ class _Session:
             raise RuntimeError("llama.cpp could not make a context")
         self.memory = api.llama_get_memory(self.context)
         self.batch = api.llama_batch_init(PREFILL_CHUNK, 0, 1)
+        self.prompt: Sequence[int] = ()  # what sequence 0 begins with
 
     def prefill(self, prompt: Sequence[int]) -> None:
         self.api.llama_memory_clear(self.memory, True)
+        self.prompt = prompt
         for first, part in chunks(prompt):
             last = first + len(part) == len(prompt)
             self._decode([(token, first + i, 0, last and i == len(part) - 1) for i, token in enumerate(part)])
 
     def start_decoding(self, prompt: Sequence[int], batch: int) -> Callable[[int, Sequence[int]], object]:
-        self.prefill(prompt)
+        if prompt == self.prompt:  # only what stands behind it is from an earlier workload
+            for sequence in range(1, self.most_batch):
+                self.api.llama_memory_seq_rm(self.memory, sequence, -1, -1)
+            self.api.llama_memory_seq_rm(self.memory, 0, len(prompt), -1)
+        else:
+            self.prefill(prompt)
         for sequence in range(1, batch):
             self.api.llama_memory_seq_cp(self.memory, 0, sequence, -1, -1)
 

@@ -25,10 +25,12 @@ class _Session:
         self.model = model
         self.prompt_pages = -(-job.most_context // PAGE_SIZE)
         self.kv = allocate_kv(model.config, self.prompt_pages + job.most_batch * self._own, torch.bfloat16)
+        self.prompt: Sequence[int] = ()  # what the first pages hold
 
     _own = -(-DECODE_STEPS // PAGE_SIZE) + 1  # pages of a sequence behind the prompt's last full one
 
     def prefill(self, prompt: Sequence[int]) -> Tensor:
+        self.prompt = prompt
         table = torch.arange(self.prompt_pages).unsqueeze(0)
         for first, part in chunks(prompt):
             positions = torch.arange(first, first + len(part))
@@ -40,7 +42,8 @@ class _Session:
         shared = len(prompt) // PAGE_SIZE
         if len(prompt) % PAGE_SIZE:
             raise ConfigError(f"a context of {len(prompt)} tokens is not of whole pages")
-        self.prefill(prompt)
+        if prompt != self.prompt:
+            self.prefill(prompt)
         own = self.prompt_pages + torch.arange(batch * self._own).view(batch, self._own)
         table = torch.cat([torch.arange(shared).expand(batch, shared), own], dim=1).contiguous()
 
