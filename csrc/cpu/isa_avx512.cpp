@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512dq")

@@ -527,7 +527,8 @@ const Kernels* supported(int which) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (which == 0) return avx512 && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") ? avx512_bf16_kernels() : nullptr;
+    const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+    if (which == 0) return avx512 && products ? avx512_bf16_kernels() : nullptr;
     if (which == 1) return avx512 ? avx512_kernels() : nullptr;
     return avx2 ? avx2_kernels() : nullptr;
 #else

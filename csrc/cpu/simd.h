@@ -64,6 +64,48 @@ inline pairs load_pairs_fp8(const uint8_t* p) {
     bits = _mm512_mask_mov_epi16(bits, nan, _mm512_set1_epi16(0x7FC0));
     return {_mm512_ternarylogic_epi32(bits, _mm512_slli_epi16(codes, 8), _mm512_set1_epi16(static_cast<short>(0x8000)), 0xF8)};  // a | (b & c)
 }
+#ifdef OPENGLM_ISA_BF16
+// Sixty-four e4m3 codes: the two bytes of each are looked up, by seven bits, in tables of 128 that the compiler keeps in registers.
+struct Fp8Tables {
+    uint8_t low[128], high[128];
+};
+constexpr Fp8Tables fp8_tables() {
+    Fp8Tables t{};
+    for (int code = 0; code < 128; code++) {
+        int bits = (code << 4) + 0x3C00;  // exponents differ by a bias of 120
+        if (code < 8) {                   // multiples of 2^-9
+            bits = 0;
+            for (int top = 2; top >= 0; top--)
+                if (bits == 0 && code >> top) bits = (127 - 9 + top) << 7 | (code << (7 - top) & 0x7F);
+        }
+        if (code == 127) bits = 0x7FC0;
+        t.low[code] = static_cast<uint8_t>(bits & 0xFF);
+        t.high[code] = static_cast<uint8_t>(bits >> 8);
+    }
+    return t;
+}
+alignas(64) constexpr Fp8Tables kFp8Tables = fp8_tables();
+struct two_pairs {
+    pairs first, second;
+};
+inline two_pairs load_two_pairs_fp8(const uint8_t* p) {
+    // Interleaving works within lanes of sixteen bytes, so each lane first gets the eight codes of both halves that belong there.
+    const __m512i codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), _mm512_loadu_si512(p));
+    const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.low), codes, _mm512_load_si512(kFp8Tables.low + 64));
+    const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kFp8Tables.high), codes, _mm512_load_si512(kFp8Tables.high + 64));
+    const __m512i signed_high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // a | (b & c)
+    return {{_mm512_unpacklo_epi8(low, signed_high)}, {_mm512_unpackhi_epi8(low, signed_high)}};
+}
+// sum + products of two bf16 pairs, or of four codes (of `x` without sign), in each place. In place, which compilers do not reliably make of the
+// intrinsics: two dozen sums leave no register for copies.
+template <bool kCodes>
+inline __m512 multiply_added(__m512 sum, __m512 weight, __m512 x) {
+    if constexpr (kCodes) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    else __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(weight), "v"(x));
+    return sum;
+}
+#endif
+inline void keep_in_register(vec& a) { __asm__ volatile("" : "+v"(a.v)); }
 // Thirty-two signed bytes as bf16, which has just enough bits for them.
 inline pairs load_pairs_int8(const int8_t* p) {
 #ifdef OPENGLM_ISA_BF16
@@ -114,7 +156,9 @@ struct quads {
     __m512i v;
 };
 inline quads load_quads(const int8_t* p) { return {_mm512_loadu_si512(p)}; }
-inline ivec dot(quads w, int32_t x, ivec sum) { return {_mm512_dpbusd_epi32(sum.v, _mm512_set1_epi32(x), w.v)}; }
+inline ivec dot(quads w, int32_t x, ivec sum) {
+    return {_mm512_castps_si512(multiply_added<true>(_mm512_castsi512_ps(sum.v), _mm512_castsi512_ps(w.v), _mm512_castsi512_ps(_mm512_set1_epi32(x))))};
+}
 #else
 constexpr int kCodeOffset = 0;
 struct quads {  // bytes 0 and 2, bytes 1 and 3 of each column
@@ -140,6 +184,7 @@ inline void store_codes(int8_t* p, vec a) {
 struct vec {
     __m256 lo, hi;
 };
+inline void keep_in_register(vec& a) { __asm__ volatile("" : "+x"(a.lo), "+x"(a.hi)); }
 inline vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, vec a) {
     _mm256_storeu_ps(p, a.lo);

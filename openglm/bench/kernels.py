@@ -46,6 +46,8 @@ class KernelFigure(msgspec.Struct, frozen=True):
     flops: int
     cold: bool
     """Whether the bytes came from memory and not from a cache."""
+    peak_flops: float
+    """The ceiling of products of this kind."""
 
 
 class KernelFigures(msgspec.Struct, frozen=True):
@@ -56,7 +58,6 @@ class KernelFigures(msgspec.Struct, frozen=True):
     weights: WeightFormat
     threads: int
     read_bytes_per_second: float
-    peak_flops: float
     figures: tuple[KernelFigure, ...]
 
 
@@ -69,6 +70,7 @@ class _Op(NamedTuple):
     width: int
     num_bytes: Callable[[int], int]
     flops: Callable[[int], int]
+    format: WeightFormat = "bfloat16"
 
 
 def measure_kernels(
@@ -90,7 +92,8 @@ def measure_kernels(
         )
     cpu.set_num_threads(threads)
     progress("measuring the ceilings")
-    reading, peak = cpu.read_bandwidth(_READ_BYTES), cpu.peak_flops(torch.bfloat16, torch.bfloat16)
+    reading = cpu.read_bandwidth(_READ_BYTES)
+    peaks = {kind: cpu.peak_flops(kind, torch.bfloat16) for kind in dict.fromkeys((weights, "int8", "bfloat16"))}
     figures = []
     for chosen in variants:
         config = variant(chosen)
@@ -99,11 +102,12 @@ def measure_kernels(
             for count in rows:
                 spent = _time(op, count, seconds)
                 cold = op.num_bytes(count) * len(op.copies) >= _COLD_BYTES
-                figures.append(KernelFigure(chosen, op.name, count, spent, op.num_bytes(count), op.flops(count), cold))
+                figures.append(KernelFigure(chosen, op.name, count, spent, op.num_bytes(count), op.flops(count), cold, peaks[op.format]))
         for context in contexts:
             progress(f"{chosen}: attention over {context} tokens")
-            figures += [_attention(chosen, config, context, count, seconds) for count in rows if count <= min(16, context)]
-    return KernelFigures(this_machine(), name, weights, threads, reading, peak, tuple(figures))
+            few = [count for count in rows if count <= min(16, context)]
+            figures += [_attention(chosen, config, context, count, seconds, peaks["bfloat16"]) for count in few]
+    return KernelFigures(this_machine(), name, weights, threads, reading, tuple(figures))
 
 
 def _ops(config: ModelConfig, to: WeightFormat, max_bytes: int) -> Iterator[_Op]:
@@ -116,7 +120,7 @@ def _ops(config: ModelConfig, to: WeightFormat, max_bytes: int) -> Iterator[_Op]
     size = 3 * width * hidden
     num_bytes = round(size * _BYTES[to])
     mlps = [PackedMLP.of(_random(2 * width, hidden), _random(hidden, width), to=to) for _ in range(_copies(num_bytes, max_bytes))]
-    yield _Op("mlp", mlps, lambda mlp, x: mlp(x, x), hidden, lambda rows: num_bytes, lambda rows: 2 * rows * size)
+    yield _Op("mlp", mlps, lambda mlp, x: mlp(x, x), hidden, lambda rows: num_bytes, lambda rows: 2 * rows * size, to)
     yield _experts(config, to, max_bytes)
 
 
@@ -127,7 +131,7 @@ def _linear(name: str, n: int, k: int, to: WeightFormat, max_bytes: int) -> _Op:
     def run(weight: PackedLinear, x: Tensor) -> Tensor:
         return weight.logits(x) if name == "head" else weight(x)
 
-    return _Op(name, weights, run, k, lambda rows: num_bytes, lambda rows: 2 * rows * n * k)
+    return _Op(name, weights, run, k, lambda rows: num_bytes, lambda rows: 2 * rows * n * k, to)
 
 
 def _experts(config: ModelConfig, to: WeightFormat, max_bytes: int) -> _Op:
@@ -151,10 +155,10 @@ def _experts(config: ModelConfig, to: WeightFormat, max_bytes: int) -> _Op:
         return round(size * _BYTES[to] * (made * (1 - (1 - top_k / made) ** rows) + shared))
 
     name = "experts" if made == config.n_routed_experts else f"experts ({made} of {config.n_routed_experts})"
-    return _Op(name, [layer], lambda moe, x: moe(x, x), hidden, num_bytes, lambda rows: 2 * rows * size * (top_k + shared))
+    return _Op(name, [layer], lambda moe, x: moe(x, x), hidden, num_bytes, lambda rows: 2 * rows * size * (top_k + shared), to)
 
 
-def _attention(name: str, config: ModelConfig, context: int, rows: int, seconds: float) -> KernelFigure:
+def _attention(name: str, config: ModelConfig, context: int, rows: int, seconds: float, peak: float) -> KernelFigure:
     """One new token in each of `rows` sequences of this length."""
     heads, kv_heads, dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     pages = -(-context // PAGE_SIZE)
@@ -170,7 +174,7 @@ def _attention(name: str, config: ModelConfig, context: int, rows: int, seconds:
     size = rows * context * 2 * kv_heads * dim * 2
     flops = rows * context * 4 * heads * dim
     spent = _time(_Op("attention", [kv], run, heads * dim, lambda _: size, lambda _: flops), rows, seconds)
-    return KernelFigure(name, f"attention, {context} tokens", rows, spent, size, flops, cold=size >= _COLD_BYTES)
+    return KernelFigure(name, f"attention, {context} tokens", rows, spent, size, flops, size >= _COLD_BYTES, peak)
 
 
 def _time(op: _Op, rows: int, seconds: float) -> float:

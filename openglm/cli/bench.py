@@ -204,10 +204,11 @@ def _kernels(threads: int, weights: str, quick: bool, tell: Callable[[str], None
             f"{reading / 1e9:.1f}" + ("" if one.cold else " *"),
             f"{reading / figures.read_bytes_per_second:.0%}",
             f"{flops / 1e9:.0f}",
-            f"{flops / figures.peak_flops:.0%}",
+            f"{flops / one.peak_flops:.0%}",
         )
     table.caption = (
-        f"ceilings in this run: {figures.read_bytes_per_second / 1e9:.1f} GB/s, {figures.peak_flops / 1e9:.0f} GFLOP/s in bf16; "
+        f"ceilings in this run: {figures.read_bytes_per_second / 1e9:.1f} GB/s, "
+        f"{' and '.join(f'{peak / 1e9:.0f}' for peak in sorted({one.peak_flops for one in figures.figures}))} GFLOP/s by kind of product; "
         "* from a cache, at least in part"
     )
     return figures, [table]

@@ -68,11 +68,18 @@ def read_bandwidth(num_bytes: int) -> float:
     return num_bytes / _native.measure_reading(num_bytes)
 
 
-def peak_flops(weight: torch.dtype, activation: torch.dtype) -> float:
-    """Floating-point operations per second of all threads when nothing but the kernels' multiply-adds runs; measured now."""
-    steps, pairs = 3_000_000, available() == "avx512_bf16" and weight == activation == torch.bfloat16
-    seconds = _native.measure_multiplying(steps, _CODES[weight], _CODES[activation])
-    return num_threads() * steps * 12 * 16 * 2 * (2 if pairs else 1) / seconds
+def peak_flops(weight: WeightFormat, activation: torch.dtype) -> float:
+    """Operations per second of all threads when nothing but the multiply-adds of such a product runs; measured now.
+
+    The formats that become bf16 are multiplied like bf16; those of w8a8 are whole numbers.
+    """
+    name = available()
+    at_once = 1
+    if name == "avx512_bf16":
+        at_once = 4 if weight == "w8a8" else 2 if weight != "float32" and activation == torch.bfloat16 else 1
+    steps = 3_000_000
+    seconds = _native.measure_multiplying(steps, _TARGETS[weight], _CODES[activation])
+    return num_threads() * steps * 12 * 16 * 2 * at_once / seconds
 
 
 class PackedLinear:
