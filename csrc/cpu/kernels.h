@@ -67,6 +67,7 @@ struct Experts {
     Linear* router;   // [E, H] fp32
     float* bias;      // [E]: steers the choice only
     Linear **gate, **up, **down;
+    mutable int64_t steps, hits;  // calls so far, and routed experts with tokens in them, all calls together
 };
 
 // One layer's KV pages: [pages, 2, kv_heads, 64, D]; in fp8 with a scale for every vector, [pages, 2, kv_heads, 64].

@@ -170,7 +170,7 @@ PyObject* pack_experts(PyObject*, PyObject* const* items, Py_ssize_t count) {
     Py_INCREF(parts);
     owned->owner = parts;
     owned->experts = {num_experts,         top_k,          slots > static_cast<size_t>(num_experts), normalise != 0, scaling, router,
-                      owned->bias.data(), owned->gate.data(), owned->up.data(),                       owned->down.data()};
+                      owned->bias.data(), owned->gate.data(), owned->up.data(),                       owned->down.data(), 0, 0};
     return PyCapsule_New(owned, kExperts, free_owned<OwnedExperts>);
 }
 
@@ -368,6 +368,14 @@ PyObject* measure_reading(PyObject*, PyObject* const* items, Py_ssize_t count) {
     free_aligned(memory, bytes);
     Py_END_ALLOW_THREADS;
     return PyFloat_FromDouble(best);
+}
+
+// (experts) -> (calls so far, routed experts that had tokens in them, summed over the calls)
+PyObject* experts_hit(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 1);
+    const auto* owned = a.capsule<OwnedExperts>(kExperts);
+    if (a.failed()) return nullptr;
+    return Py_BuildValue("LL", static_cast<long long>(owned->experts.steps), static_cast<long long>(owned->experts.hits));
 }
 
 // (steps, weight dtype, activation dtype) -> seconds for that many rounds of `multiply_registers` on every thread, the best of three times
@@ -609,6 +617,7 @@ PyMethodDef methods[] = {
     FAST(highest),
     FAST(rope_and_write),
     FAST(attention),
+    FAST(experts_hit),
     FAST(measure_reading),
     FAST(measure_multiplying),
     {"supported", supported_names, METH_NOARGS, nullptr},

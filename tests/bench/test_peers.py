@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from openglm.bench.peers import environments, gguf_file, job, run
-from openglm.bench.peers.report import markdown, plot, ratios, shares_of_reading, tokens_per_second, write_report
+from openglm.bench.peers.report import markdown, plot, ratios, shares_of_ceilings, tokens_per_second, write_report
 from openglm.bench.peers.run import ENGINES, Figure, Load, PeerFigures, Plan, Setting, measure_peers
-from openglm.bench.peers.slices import make_checkpoint, slice_config, step_bytes
+from openglm.bench.peers.slices import make_checkpoint, prefill_flops, slice_config, step_bytes
 from openglm.checkpoint import load_model
 from openglm.checkpoint.names import NameTable
 from openglm.cli.main import main
@@ -47,7 +47,8 @@ def test_one_token_reads_its_experts_and_many_read_nearly_all():
     one, many = (step_bytes(config, 8, 8, batch, 0) for batch in (1, 256))
     layers = num_parameters(config) - 2 * config.vocab_size * config.hidden_size
     assert 1.3e9 < one < 1.6e9 and 0.95 * layers < many - config.vocab_size * config.hidden_size < layers
-    assert step_bytes(config, 8, 8, 4, 1000) - step_bytes(config, 8, 8, 4, 0) == 4 * 1000 * 3 * 2 * 1024 * 2
+    assert step_bytes(config, 8, 8, 4, 1000) - step_bytes(config, 8, 8, 4, 0) == 1000 * 3 * 2 * 1024 * 2
+    assert step_bytes(config, 8, 8, 4, 0, experts_hit=0) < step_bytes(config, 8, 8, 4, 0, experts_hit=1)
 
 
 def test_a_slice_is_a_checkpoint_written_once(checkpoint):
@@ -192,12 +193,12 @@ def figures() -> PeerFigures:
     }
     names = ("decode batch 4 context 512", "prefill 512")
     made = tuple(
-        Figure(setting, *who, name, number, value * factor, 1)
+        Figure(setting, *who, name, number, value * factor, 1, *((50e9, 1e12) if who == ("openglm", "fp8") else ()))
         for who, values in seconds.items()
         for name, value in zip(names, values, strict=True)
         for number, factor in enumerate((1.0, 50.0, 0.9))
     )
-    load = Load("openglm", "fp8", 3.0, "openglm | x", read_bytes_per_second=50e9)
+    load = Load("openglm", "fp8", 3.0, "openglm | x")
     return PeerFigures(setting, 3, names, made, (load,), {"vllm": "no"}, ("a | b",))
 
 
@@ -208,8 +209,9 @@ def test_medians_ratios_and_floors(figures):
     assert rows["fp8", "llama.cpp Q8_0"] == pytest.approx({"decode batch 4 context 512": 1.4, "prefill 512": 2.0})
     assert rows["fp8", "transformers bf16 eager / bf16 grouped_mm"] == pytest.approx({"decode batch 4 context 512": 2, "prefill 512": 1.5})
     assert ("int4", "llama.cpp Q4_0") in rows and ("int4", "llama.cpp Q4_K_M") not in rows
-    share = shares_of_reading(figures)["fp8"]["decode batch 4 context 512"]
-    assert share == pytest.approx(step_bytes(slice_config("air"), 8, 16, 4, 512) / 0.05 / 50e9)
+    shares = shares_of_ceilings(figures)["fp8"]
+    assert shares["decode batch 4 context 512"] == pytest.approx(step_bytes(slice_config("air"), 8, 16, 4, 512) / 0.05 / 50e9)
+    assert shares["prefill 512"] == pytest.approx(prefill_flops(slice_config("air"), 512) / 1.0 / 1e12)
 
 
 def test_the_report_is_a_page_a_plot_and_a_file(figures, tmp_path):

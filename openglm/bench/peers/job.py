@@ -81,12 +81,14 @@ def measure(
     job: Job,
     prefill: Callable[[Sequence[int]], object],
     start_decoding: Callable[[Sequence[int], int], Callable[[int, Sequence[int]], object]],
+    beside: Callable[[Workload], dict[str, float]] = lambda workload: {},
 ) -> None:
     """Run every workload and answer with its seconds per run or step; one that fails says why and the others go on.
 
     `prefill(prompt)` computes the logits behind a prompt, with nothing cached. `start_decoding(prompt, batch)` puts the prompt before
     `batch` sequences and returns `step(index, tokens)`, which computes the logits behind one more token of each. All sequences have the
-    prompt in common and differ from then on, so they hit different experts.
+    prompt in common and differ from then on, so they hit different experts. `beside(workload)` is asked once one is through: what else
+    the answer says.
     """
     prefill(random_tokens(16, job.num_tokens, 0))  # lazy initialisation is not measured
     for workload in job.workloads:
@@ -96,7 +98,7 @@ def measure(
         except Exception as error:  # whatever an engine raises is its result here
             answer(workload=workload.name, error=f"{type(error).__name__}: {error}"[:500])
             continue
-        answer(workload=workload.name, seconds=statistics.median(times), runs=len(times))
+        answer(workload=workload.name, seconds=statistics.median(times), runs=len(times), **beside(workload))
 
 
 def _time(

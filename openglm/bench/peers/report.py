@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from openglm.bench.peers.run import PeerFigures
-from openglm.bench.peers.slices import slice_config, step_bytes
+from openglm.bench.peers.slices import prefill_flops, slice_config, step_bytes
 
 COUNTERPARTS = {
     "bf16": (("llama.cpp", ("BF16",)), ("transformers", ("bf16 eager", "bf16 grouped_mm"))),
@@ -49,21 +49,25 @@ def ratios(found: PeerFigures) -> list[tuple[str, str, dict[str, float]]]:
     return rows
 
 
-def shares_of_reading(found: PeerFigures) -> dict[str, dict[str, float]]:
-    """Share of the measured read bandwidth that openglm's decoding reaches with what it must read, by format and workload."""
+def shares_of_ceilings(found: PeerFigures) -> dict[str, dict[str, float]]:
+    """What openglm reaches of the ceilings measured right after each figure, by format and workload; medians over the rounds.
+
+    Decoding: of the read bandwidth, with the bytes of the experts that were hit. Prompts: of the peak of this format's products.
+    """
     config = slice_config(found.setting.slice, found.setting.scale)
-    reading = {load.format: load.read_bytes_per_second for load in found.loads if load.read_bytes_per_second}
-    shares: dict[str, dict[str, float]] = {}
-    for (engine, format), by_workload in tokens_per_second(found).items():
-        if engine != "openglm" or format not in reading:
+    every: dict[str, dict[str, list[float]]] = {}
+    for figure in found.figures:
+        if figure.read_bytes_per_second is None or figure.peak_flops is None:
             continue
-        for workload, rate in by_workload.items():
-            shape = _decode_shape(workload)
-            if shape is not None:
-                batch, context = shape
-                moved = step_bytes(config, *_BITS[format], batch, context) * rate / batch
-                shares.setdefault(format, {})[workload] = moved / reading[format]
-    return shares
+        shape = _decode_shape(figure.workload)
+        if shape is not None:
+            batch, context = shape
+            moved = step_bytes(config, *_BITS[figure.format], batch, context, figure.experts_hit)
+            share = moved / figure.seconds / figure.read_bytes_per_second
+        else:
+            share = prefill_flops(config, _tokens(figure.workload)) / figure.seconds / figure.peak_flops
+        every.setdefault(figure.format, {}).setdefault(figure.workload, []).append(share)
+    return {format: {workload: statistics.median(values) for workload, values in by.items()} for format, by in every.items()}
 
 
 def markdown(found: PeerFigures) -> str:
@@ -87,11 +91,17 @@ def markdown(found: PeerFigures) -> str:
     lines += _table(("engine", "format"), found.workloads, [((e, f), by) for (e, f), by in rates.items()], "{:.1f}")
     lines += ["", "## Ratios: openglm over its counterpart", ""]
     lines += _table(("openglm", "over"), found.workloads, [((f, other), by) for f, other, by in ratios(found)], "{:.2f}")
-    shares = shares_of_reading(found)
+    shares = shares_of_ceilings(found)
     if shares:
-        decodes = tuple(workload for workload in found.workloads if _decode_shape(workload))
-        lines += ["", "## Share of the read bandwidth measured in the same process (bytes of the experts expected to be hit)", ""]
-        lines += _table(("openglm", ""), decodes, [((f, ""), by) for f, by in shares.items()], "{:.0%}")
+        lines += ["", "## Share of the ceilings measured right after each figure", ""]
+        lines += ["Prompts: of the peak of this format's products. Decoding: of the read bandwidth, for the experts that were hit.", ""]
+        lines += _table(("openglm", ""), found.workloads, [((f, ""), by) for f, by in shares.items()], "{:.0%}")
+        peaks = [f.peak_flops for f in found.figures if f.peak_flops is not None]
+        reading = [f.read_bytes_per_second for f in found.figures if f.read_bytes_per_second is not None]
+        lines += [
+            "",
+            f"Ceilings: {min(reading) / 1e9:.0f} to {max(reading) / 1e9:.0f} GB/s, {min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f} GFLOP/s.",
+        ]
     if found.loads:
         lines += ["", "## Engines", "", "| engine | format | ready after | version |", "|---|---|---|---|"]
         lines += [f"| {load.engine} | {load.format} | {load.loaded_s:.1f} s | {_cell(load.version)} |" for load in found.loads]

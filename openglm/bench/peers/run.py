@@ -58,6 +58,11 @@ class Figure(msgspec.Struct, frozen=True):
     round: int
     seconds: float
     runs: int
+    read_bytes_per_second: float | None = None
+    """The ceilings of openglm's kernels, measured right after it: reading memory, and products of this format."""
+    peak_flops: float | None = None
+    experts_hit: float | None = None
+    """Routed experts of a layer that a decoding step read, on average."""
 
     @property
     def key(self) -> tuple[str, str, str, int]:
@@ -66,14 +71,12 @@ class Figure(msgspec.Struct, frozen=True):
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What an engine said when it was ready. The ceilings come from openglm's kernels, measured at that moment."""
+    """What an engine said when it was ready."""
 
     engine: str
     format: str
     loaded_s: float
     version: str
-    read_bytes_per_second: float | None = None
-    peak_flops: float | None = None
 
 
 class PeerFigures(msgspec.Struct, frozen=True):

@@ -246,11 +246,16 @@ class PackedExperts:
         _native.moe(self.handle, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
         return out
 
+    @property
+    def hits(self) -> tuple[int, int]:
+        """Calls so far, and routed experts that had tokens in them, summed over the calls."""
+        return _native.experts_hit(self.handle)
+
 
 class PackedLayer:
     """A whole decoder layer, one call: norm, attention over pages, norm, MLP or experts, both residuals."""
 
-    __slots__ = ("_norms", "handle", "head_dim", "hidden_size", "num_kv_heads", "rotary_dim")
+    __slots__ = ("_norms", "handle", "head_dim", "hidden_size", "mlp", "num_kv_heads", "rotary_dim")
 
     def __init__(
         self,
@@ -270,6 +275,7 @@ class PackedLayer:
     ) -> None:
         """Norm weights [H] or [D] are kept as they are and must have the dtype of the activations."""
         self.hidden_size, self.num_kv_heads, self.head_dim, self.rotary_dim = o.out_features, num_kv_heads, head_dim, rotary_dim
+        self.mlp = mlp
         if (
             qkv.out_features != (num_heads + 2 * num_kv_heads) * head_dim
             or o.in_features != num_heads * head_dim
