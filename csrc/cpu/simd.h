@@ -98,6 +98,11 @@ inline two_pairs load_two_pairs_fp8(const uint8_t* p) {
 }
 // sum + products of two bf16 pairs, or of four codes (of `x` without sign), in each place. In place, which compilers do not reliably make of the
 // intrinsics: two dozen sums leave no register for copies.
+inline __m512 broadcast_pair(const void* p) {  // four bytes
+    int both;
+    std::memcpy(&both, p, 4);
+    return _mm512_castsi512_ps(_mm512_set1_epi32(both));
+}
 template <bool kCodes>
 inline __m512 multiply_added(__m512 sum, __m512 weight, __m512 x) {
     if constexpr (kCodes) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
