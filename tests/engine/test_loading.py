@@ -81,7 +81,8 @@ def test_every_format_generates_and_says_how_far_loading_is(original, to):
     llm = LLM.from_core(loaded.core, loaded.tokenizer)
     assert [len(r.token_ids) for r in llm.generate(PROMPTS, PARAMS)] == [10, 10]
     assert loaded.core.runner.model.layers[-1].self_attn.o_proj.packed.format == to
-    assert loaded.core.runner.model.lm_head.packed.format == ("float32" if to == "fp8" else "int8")
+    head = {"fp8": "float32", "w8a8": "w8a8"}.get(to, "int8")
+    assert loaded.core.runner.model.lm_head.packed.format == head
     shares = [int(phase.split()[-2]) for phase in phases if phase.endswith("%")]
     assert shares == sorted(set(shares)) and shares[-1] == 100 and len(shares) <= 21
 
