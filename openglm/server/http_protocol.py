@@ -368,28 +368,32 @@ class Outbox:
     def _send(self) -> None:
         pieces, self._pieces = self._pieces, []
         for writer, data in pieces:
-            writer.send(data)
+            if not writer.is_over:
+                writer.send(data)
 
 
 class _BodyWriter:
     """Pieces of the response that is under way, past `send` (`direct_line.BodyWriter`). A plain attribute says whether one may come,
     because it is read for every token."""
 
+    __slots__ = (
+        "_put",
+        "is_over",
+        "ready",
+        "send",
+    )
+
     def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self.ready = True
-        self._transport = transport
-        self._outbox = outbox
-        self._is_over = False
+        self.is_over = False
+        self.send = transport.write
+        self._put = outbox.put
 
     def write(self, data: bytes) -> None:
-        self._outbox.put(self, b"%x\r\n%b\r\n" % (len(data), data))
-
-    def send(self, data: bytes) -> None:
-        if not self._is_over:
-            self._transport.write(data)
+        self._put(self, b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        self.ready, self._is_over = False, True
+        self.ready, self.is_over = False, True
 
 
 class _CarefulTransport:
