@@ -13,12 +13,13 @@
     refusal                                what is said when the answer is no
     metrics, exposition, tracing           what is counted, how Prometheus reads it, spans
     metric_labels, sglang_metrics          families of the text format; SGLang's names for the same figures
-    openapi, reply_shapes                  what every route takes and answers, as a document
+    openapi, reply_shape                   what every route takes and answers, as a document
     service, operations, app               shared state, the operator's routes, all routes
     web_page, page_routes                  the page at `/`: its files, and what only it asks
     serve, banner                          the process: port, loading, draining, exit code
 
-A dialect is a set of files with one prefix: `_request` (a body becomes an exchange), `_response` (steps become bytes) and `_routes`.
+A dialect is a set of files with one prefix: `_request` (a body becomes an exchange), `_response` (steps become bytes), `_shapes` (what
+comes out, as types) and `_routes`.
 
     openai         /v1/chat/completions, /v1/models; openai_client is the same wire from the other side
     completions    /v1/completions
