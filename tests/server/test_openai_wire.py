@@ -5,7 +5,7 @@ import re
 
 import httpx
 import pytest
-from canned_engine import CannedEngine
+from canned_engine import CannedEngine, MadeOutputs
 from text_model import text_model
 
 from openglm.config.server import ServerConfig
@@ -221,7 +221,7 @@ class WithLogprobs(CannedEngine):
                 entries = [TokenLogprobs(token, -0.5, ((token, -0.5), (65, float("-inf")))) for token in output.token_ids]
                 yield EngineOutput(output.request_id, output.token_ids, entries, output.finish_reason)
 
-        return outputs()
+        return MadeOutputs(outputs())
 
 
 async def test_log_probabilities_cover_every_token_in_streams_and_whole_answers():
