@@ -1,6 +1,7 @@
 """The HTTP server: dialects in front of one engine.
 
     http_protocol, http_server             connections and heads within their bounds; the sockets, TLS, the admin socket
+    deadline                               time limits that leave out when this process did not run
     strict_json, http_body                 bytes of a body become plain values or a typed refusal
     forbidden_fields                       what no dialect takes from a client
     sampling_fields, openai_constraint     what bodies of several dialects have in common
