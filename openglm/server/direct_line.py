@@ -43,12 +43,7 @@ def body_writer(scope: Scope) -> BodyWriter | None:
 class DirectLine:
     """The short way of one stream. It is closed until everything before the next step has been sent: `open` says so."""
 
-    __slots__ = (
-        "_encode",
-        "_is_open",
-        "_writer",
-        "has_written",
-    )
+    __slots__ = ("_encode", "_is_open", "_writer", "has_written")
 
     def __init__(self, encode: Callable[[TurnStep], bytes], writer: BodyWriter) -> None:
         self._encode = encode
@@ -68,7 +63,6 @@ class DirectLine:
 
     def write(self, step: TurnStep) -> None:
         """Send a step."""
-        data = self._encode(step)
-        if data:
+        if data := self._encode(step):
             self.has_written = True
             self._writer.write(data)

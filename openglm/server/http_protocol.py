@@ -377,12 +377,7 @@ class _BodyWriter:
     """Pieces of the response that is under way, past `send` (`direct_line.BodyWriter`). A plain attribute says whether one may come,
     because it is read for every token."""
 
-    __slots__ = (
-        "_put",
-        "is_over",
-        "ready",
-        "send",
-    )
+    __slots__ = ("_put", "is_over", "ready", "send")
 
     def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self.ready = True

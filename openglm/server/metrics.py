@@ -98,15 +98,7 @@ class Metrics:
 class TurnRecord:
     """The measurements of one turn as it goes."""
 
-    __slots__ = (
-        "_last_token_at",
-        "_metrics",
-        "_turn",
-        "began",
-        "first_token_at",
-        "last_output",
-        "num_tokens",
-    )
+    __slots__ = ("_last_token_at", "_metrics", "_turn", "began", "first_token_at", "last_output", "num_tokens")
 
     def __init__(self, metrics: Metrics, turn: PreparedTurn) -> None:
         self._metrics = metrics

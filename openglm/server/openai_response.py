@@ -69,21 +69,8 @@ class ChatWire:
     """Encodes one answer of one or more choices; every method returns bytes ready for the socket."""
 
     __slots__ = (
-        "_answer",
-        "_bare_tail",
-        "_delivery",
-        "_heads",
-        "_include_usage",
-        "_is_plain",
-        "_logprobs",
-        "_num_prompt_tokens",
-        "_num_tokens",
-        "_openings",
-        "_reasoning_keys",
-        "_tail",
-        "_tokenizer",
-        "_usage_head",
-        "_usages",
+        *("_answer", "_bare_tail", "_delivery", "_heads", "_include_usage", "_is_plain", "_logprobs", "_num_prompt_tokens"),
+        *("_num_tokens", "_openings", "_reasoning_keys", "_tail", "_tokenizer", "_usage_head", "_usages"),
     )
 
     keep_alive = b": keep-alive\n\n"

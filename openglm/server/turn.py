@@ -284,12 +284,7 @@ def _engine_request(turn: PreparedTurn) -> GenerationRequest:
 class _ShortWay:
     """Writes outputs in the middle of a turn as they arrive. A turn that ends, or fails, there is left to who pulls the outputs."""
 
-    __slots__ = (
-        "_end",
-        "_observe",
-        "_reader",
-        "_writer",
-    )
+    __slots__ = ("_end", "_observe", "_reader", "_writer")
 
     def __init__(self, reader: _TurnReader, observe: Callable[[EngineOutput], None], writer: StepWriter) -> None:
         self._reader = reader
@@ -331,17 +326,8 @@ class _TurnReader:
     """Turns the engine's outputs of one turn into steps."""
 
     __slots__ = (
-        "_detokenizer",
-        "_keep_stop",
-        "_num_calls",
-        "_num_cut_calls",
-        "_num_tokens",
-        "_one_call",
-        "_parser",
-        "_raw",
-        "_reasoning",
-        "_stop",
-        "_untold",
+        *("_detokenizer", "_keep_stop", "_num_calls", "_num_cut_calls", "_num_tokens", "_one_call", "_parser", "_raw", "_reasoning"),
+        *("_stop", "_untold"),
     )
 
     def __init__(self, turn: PreparedTurn, tokenizer: Tokenizer) -> None:
@@ -444,14 +430,7 @@ class _Verbatim:
 class _ReasoningCounter:
     """Counts the tokens of the think block, tags included, by id. Text cannot be counted: a step may hold several tokens."""
 
-    __slots__ = (
-        "_end_think",
-        "_open",
-        "_think",
-        "_tool_call",
-        "_undecided",
-        "num_tokens",
-    )
+    __slots__ = ("_end_think", "_open", "_think", "_tool_call", "_undecided", "num_tokens")
 
     def __init__(self, start: StartState, tokenizer: Tokenizer, *, calls: bool) -> None:
         self.num_tokens = 0

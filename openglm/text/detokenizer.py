@@ -16,12 +16,7 @@ class IncrementalDetokenizer:
     """One per reply. With `skip_special`, control tokens such as `<|user|>` and `/nothink` are left out; think and tool-call
     tags are not special and always stay."""
 
-    __slots__ = (
-        "_bytes_of",
-        "_held",
-        "_skipped",
-        "_text_of",
-    )
+    __slots__ = ("_bytes_of", "_held", "_skipped", "_text_of")
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
         self._bytes_of = tokenizer.token_bytes

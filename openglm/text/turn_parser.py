@@ -92,28 +92,9 @@ class TurnParser:
     """Reads one assistant turn. `feed` any number of chunks, then `finish` once."""
 
     __slots__ = (
-        "_any_content",
-        "_call",
-        "_content",
-        "_drop_end_think",
-        "_events",
-        "_finished",
-        "_held",
-        "_just_called",
-        "_key",
-        "_name",
-        "_name_space",
-        "_name_text",
-        "_no_value_end",
-        "_num_calls",
-        "_origin",
-        "_parse_calls",
-        "_reasoning",
-        "_reasoning_pieces",
-        "_state",
-        "_tail",
-        "_tools",
-        "num_repairs",
+        *("_any_content", "_call", "_content", "_drop_end_think", "_events", "_finished", "_held", "_just_called", "_key", "_name"),
+        *("_name_space", "_name_text", "_no_value_end", "_num_calls", "_origin", "_parse_calls", "_reasoning", "_reasoning_pieces"),
+        *("_state", "_tail", "_tools", "num_repairs"),
     )
 
     def __init__(self, start: StartState, tools: tuple[Tool, ...], *, parse_calls: bool | None = None) -> None:
@@ -391,12 +372,7 @@ class TurnParser:
 class _Prose:
     """Reasoning or content on its way out: white space waits until something follows it."""
 
-    __slots__ = (
-        "_at_start",
-        "_drop_leading_space",
-        "_space",
-        "seen",
-    )
+    __slots__ = ("_at_start", "_drop_leading_space", "_space", "seen")
 
     def __init__(self, *, drop_leading_space: bool) -> None:
         self.seen = False  # anything but white space
