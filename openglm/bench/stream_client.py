@@ -19,6 +19,7 @@ from openglm.errors import EngineError
 
 _TAIL_BYTES = 2048  # of an answer: where its token counts and its end are
 _TOKENS = re.compile(rb'"completion_tokens":(\d+)')
+_CERTAIN = 100  # the largest bias there is: no other token is ever chosen
 _NUM_OPENING_EVENTS = 2  # who speaks, and the first text
 
 
@@ -69,9 +70,10 @@ class StreamClient(asyncio.Protocol):
         await self._done
 
 
-def chat_request(url: str, prompt: str, tokens: int) -> bytes:
-    """`chat_body` as the bytes of an HTTP/1.1 request."""
-    body = json.dumps(chat_body(prompt, tokens)).encode()
+def chat_request(url: str, prompt: str, tokens: int, *, only: Sequence[int] = ()) -> bytes:
+    """`chat_body` as the bytes of an HTTP/1.1 request. The answer consists of the tokens `only`, if there are any."""
+    bias = {"logit_bias": dict.fromkeys(map(str, only), _CERTAIN)} if only else {}
+    body = json.dumps(chat_body(prompt, tokens) | bias).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: {urlsplit(url).netloc}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 

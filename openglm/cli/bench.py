@@ -111,6 +111,7 @@ def _streaming(flags: list[str], streams: int, rounds: int, tokens: int, tell: C
     table.add_row("events, all together", f"{figures.events_per_second:.0f}/s of {figures.tokens_per_event:.2f} tokens")
     table.add_row("gap between events of a stream, median", f"{figures.gap_ms:.1f} ms")
     table.add_row("distance of gaps from their median, p99", f"{figures.jitter_p99_ms:.1f} ms")
+    table.add_row("the same of the model's own text, of which white space waits", f"{figures.text_jitter_p99_ms:.1f} ms")
     table.add_row("a step's last event after its first, p99", f"{figures.spread_p99_ms:.1f} ms")
     table.add_row(f"{figures.compared_streams} streams over HTTP", f"{figures.http_tokens_per_second:.0f} tok/s")
     table.add_row(f"{figures.compared_streams} streams offline", f"{figures.offline_tokens_per_second:.0f} tok/s")

@@ -39,6 +39,8 @@ _RATE_WINDOW = 16
 class EngineStream:
     """The outputs of one request, in order. Close it (or abort the request) when you stop reading early."""
 
+    __slots__ = ("_abandon", "_ended", "_pending", "_sink", "_waiting", "has_output", "request_id")
+
     def __init__(self, request_id: str, abandon: Callable[[str], None]) -> None:
         self.request_id = request_id
         self._abandon = abandon

@@ -222,7 +222,7 @@ class RequestFailure(msgspec.Struct, frozen=True):
                 return EngineError(self.message)
 
 
-class EngineOutput(msgspec.Struct, omit_defaults=True):
+class EngineOutput(msgspec.Struct, omit_defaults=True, gc=False):
     """What one step added to one request. Exactly one output of a request has a `finish_reason`: its last."""
 
     request_id: str

@@ -5,6 +5,9 @@ clients that leave and clients that do not keep up are handled in, but it costs 
 frames per token. So while the task waits for a step and the socket takes more, a step in the middle of a stream goes the short way;
 every other one is left to the task.
 
+What it costs is mostly memory: between two steps of the engine the caches are lost to others, and what belongs to a stream is read
+from afar. Hence the objects that a step visits have slots, and the usual step is decided early.
+
 The HTTP layer offers the short way as an ASGI extension. Where it is missing, or the stream has several answers, all steps are pulled.
 """
 
@@ -39,6 +42,8 @@ def body_writer(scope: Scope) -> BodyWriter | None:
 
 class DirectLine:
     """The short way of one stream. It is closed until everything before the next step has been sent: `open` says so."""
+
+    __slots__ = ("_encode", "_is_open", "_writer", "has_written")
 
     def __init__(self, encode: Callable[[TurnStep], bytes], writer: BodyWriter) -> None:
         self._encode = encode

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -27,7 +28,7 @@ from openglm.server.http_body import read_json_body
 from openglm.server.json_reply import JSONReply
 from openglm.server.refusal import Refusal, refusal_of
 from openglm.server.service import LARGE_BODY, Service
-from openglm.server.turn import PreparedTurn, TurnRequest, TurnStep, choices
+from openglm.server.turn import PreparedTurn, StepWriter, TurnRequest, TurnStep, choices
 
 STATUS_WAIT_S: Final = 1.0
 """How long a stream waits for its first step before it commits to status 200: most failures are known by then."""
@@ -117,7 +118,7 @@ class GeneratingRoute:
         wire = exchange.open(turns)
         is_single = len(turns) == exchange.num_choices == 1
         direct = DirectLine(functools.partial(wire.step, index=0), writer) if writer is not None and is_single else None
-        steps = run_all(self._service, exchange, turns, direct=direct)
+        steps = run_all(self._service, exchange, turns, direct=[direct] if direct is not None else ())
         first = asyncio.ensure_future(anext(steps))
         try:
             await unless_client_leaves(asyncio.wait((first,), timeout=STATUS_WAIT_S), receive)
@@ -155,19 +156,32 @@ async def prepare_all(service: Service, exchange: Exchange, size: int) -> tuple[
 
 
 def run_all(
-    service: Service, exchange: Exchange, turns: Sequence[PreparedTurn], *, direct: DirectLine | None = None
+    service: Service, exchange: Exchange, turns: Sequence[PreparedTurn], *, direct: Sequence[StepWriter] = ()
 ) -> AsyncGenerator[tuple[int, TurnStep]]:
-    """Every answer's steps, each with the number of its answer; without those that a single answer's direct line has written."""
-    return interleave([service.run(choice, direct=direct) for turn in turns for choice in choices(turn, exchange.num_choices)])
+    """Every answer's steps, each with the number of its answer; without those that its writer in `direct` takes, if it has one."""
+    answers = [choice for turn in turns for choice in choices(turn, exchange.num_choices)]
+    return interleave([service.run(answer, direct=writer) for answer, writer in itertools.zip_longest(answers, direct)])
+
+
+class _Collector:
+    """Keeps the steps of one answer. Those in its middle come by the short way: nobody has to be woken for them."""
+
+    ready = True
+
+    def __init__(self) -> None:
+        self.steps: list[TurnStep] = []
+
+    def write(self, step: TurnStep) -> None:
+        self.steps.append(step)
 
 
 async def collect(service: Service, exchange: Exchange, turns: Sequence[PreparedTurn]) -> list[list[TurnStep]]:
     """All steps of all answers."""
-    collected: list[list[TurnStep]] = [[] for _ in range(len(turns) * exchange.num_choices)]
-    async with contextlib.aclosing(run_all(service, exchange, turns)) as steps:
+    collectors = [_Collector() for _ in range(len(turns) * exchange.num_choices)]
+    async with contextlib.aclosing(run_all(service, exchange, turns, direct=collectors)) as steps:
         async for index, step in steps:
-            collected[index].append(step)
-    return collected
+            collectors[index].write(step)
+    return [collector.steps for collector in collectors]
 
 
 def _num_scores(step: TurnStep) -> int:

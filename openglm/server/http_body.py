@@ -11,6 +11,7 @@ import asyncio
 from starlette.requests import Request
 
 from openglm.config.server import RequestLimits
+from openglm.server.deadline import Deadline
 from openglm.server.refusal import Refusal, Refused
 
 
@@ -27,12 +28,17 @@ async def read_json_body(request: Request, limits: RequestLimits) -> bytes:
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > limits.body_bytes):
         raise _too_large(limits)
     body = bytearray()
+    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(limits.body_read_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body_bytes:
-                    raise _too_large(limits)
+        async with asyncio.timeout(None) as limit:
+            deadline = Deadline(loop, limits.body_read_s, lambda: limit.reschedule(loop.time()))
+            try:
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limits.body_bytes:
+                        raise _too_large(limits)
+            finally:
+                deadline.cancel()
     except TimeoutError:
         raise Refused(Refusal(408, f"the body did not arrive within {limits.body_read_s:g} s", "body_timeout")) from None
     return bytes(body)

@@ -33,6 +33,7 @@ from uvicorn.server import ServerState
 
 from openglm.config.server import ConnectionLimits, ServerConfig, limit_flag
 from openglm.server.access import ADMIN_SOCKET
+from openglm.server.deadline import Deadline
 from openglm.server.direct_line import BODY_WRITER
 from openglm.server.refusal import Refusal
 
@@ -103,7 +104,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._num_chunks = self._body_bytes = 0
         self._upgrades = False
         self._refusal: tuple[Cut, Refusal] | None = None
-        self._read_timer: asyncio.TimerHandle | None = None
+        self._read_timer: Deadline | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._close_timer: asyncio.TimerHandle | None = None
 
@@ -123,7 +124,7 @@ class BoundedProtocol(HttpToolsProtocol):
             whose = "your address has" if exceeded == "connections_per_peer" else "this server has"
             self._refuse(exceeded, Refusal(503, f"{whose} too many connections open ({flag})", "too_many_connections", retry_after_s=1.0))
             return
-        self._read_timer = self.loop.call_later(self._limits.head_read_s, self._head_is_late)
+        self._read_timer = Deadline(self.loop, self._limits.head_read_s, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone, whoever ended it."""
@@ -210,7 +211,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes > self._limits.head_bytes:
             self._refuse("head", _too_large("head_bytes", self._limits.head_bytes))
         elif self._read_timer is None:
-            self._read_timer = self.loop.call_later(self._limits.head_read_s, self._head_is_late)
+            self._read_timer = Deadline(self.loop, self._limits.head_read_s, self._head_is_late)
 
     def on_message_begin(self) -> None:
         """A request starts."""
@@ -239,7 +240,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._in_body, self._head_bytes = True, 0
         if self._read_timer is not None:
             self._read_timer.cancel()
-        self._read_timer = self.loop.call_later(self._server.limits.body_read_s, self._body_is_late)
+        self._read_timer = Deadline(self.loop, self._server.limits.body_read_s, self._body_is_late)
         refusal = self._judge_host()
         if refusal is not None:
             self._refusal = refusal
@@ -306,7 +307,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def _head_is_late(self) -> None:
         self._read_timer = None
         if self.cycle is not None and not self.cycle.response_complete:  # it has all the time that the answer before it takes
-            self._read_timer = self.loop.call_later(self._limits.head_read_s, self._head_is_late)
+            self._read_timer = Deadline(self.loop, self._limits.head_read_s, self._head_is_late)
         elif self._head_bytes:
             self._refuse("head_timeout", Refusal(408, f"the headers did not arrive within {self._limits.head_read_s:g} s", "head_timeout"))
         else:
@@ -318,7 +319,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self.cycle is not None and self.cycle.response_complete:
             self.close()
         else:  # the application reads it, against a clock of its own
-            self._read_timer = self.loop.call_later(self._server.limits.body_read_s, self._body_is_late)
+            self._read_timer = Deadline(self.loop, self._server.limits.body_read_s, self._body_is_late)
 
     def _ignore_upgrade(self, rest: bytes) -> None:
         """Parse the head again without the wish, and what follows it as usual."""
@@ -368,28 +369,27 @@ class Outbox:
     def _send(self) -> None:
         pieces, self._pieces = self._pieces, []
         for writer, data in pieces:
-            writer.send(data)
+            if not writer.is_over:
+                writer.send(data)
 
 
 class _BodyWriter:
     """Pieces of the response that is under way, past `send` (`direct_line.BodyWriter`). A plain attribute says whether one may come,
     because it is read for every token."""
 
+    __slots__ = ("_put", "is_over", "ready", "send")
+
     def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
         self.ready = True
-        self._transport = transport
-        self._outbox = outbox
-        self._is_over = False
+        self.is_over = False
+        self.send = transport.write
+        self._put = outbox.put
 
     def write(self, data: bytes) -> None:
-        self._outbox.put(self, b"%x\r\n%b\r\n" % (len(data), data))
-
-    def send(self, data: bytes) -> None:
-        if not self._is_over:
-            self._transport.write(data)
+        self._put(self, b"%x\r\n%b\r\n" % (len(data), data))
 
     def end(self) -> None:
-        self.ready, self._is_over = False, True
+        self.ready, self.is_over = False, True
 
 
 class _CarefulTransport:

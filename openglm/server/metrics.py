@@ -98,6 +98,8 @@ class Metrics:
 class TurnRecord:
     """The measurements of one turn as it goes."""
 
+    __slots__ = ("_last_token_at", "_metrics", "_turn", "began", "first_token_at", "last_output", "num_tokens")
+
     def __init__(self, metrics: Metrics, turn: PreparedTurn) -> None:
         self._metrics = metrics
         self._turn = turn
@@ -109,7 +111,7 @@ class TurnRecord:
 
     def observe(self, output: EngineOutput) -> None:
         """An output of the engine arrived; the hot path."""
-        if output.token_ids:
+        if num_tokens := len(output.token_ids):
             now = time.monotonic()
             if self.first_token_at is None:
                 self.first_token_at = now
@@ -117,7 +119,7 @@ class TurnRecord:
             else:
                 self._metrics.inter_token_latency.observe(now - self._last_token_at)
             self._last_token_at = now
-            self.num_tokens += len(output.token_ids)
+            self.num_tokens += num_tokens
         self.last_output = output
 
     @property

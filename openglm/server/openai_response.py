@@ -68,6 +68,11 @@ class Delivery:
 class ChatWire:
     """Encodes one answer of one or more choices; every method returns bytes ready for the socket."""
 
+    __slots__ = (
+        *("_answer", "_bare_tail", "_delivery", "_heads", "_include_usage", "_is_plain", "_logprobs", "_num_prompt_tokens"),
+        *("_num_tokens", "_openings", "_reasoning_keys", "_tail", "_tokenizer", "_usage_head", "_usages"),
+    )
+
     keep_alive = b": keep-alive\n\n"
 
     def __init__(
@@ -86,8 +91,15 @@ class ChatWire:
         self._heads = [b'data: %b,"choices":[{"index":%d,"delta":' % (head[:-1], index) for index in range(num_choices)]
         self._tail = b',"logprobs":null,"finish_reason":null}]' + usage + b"}\n\n"
         self._usage_head = b"data: " + head[:-1] + b',"choices":[],"usage":'
+        self._bare_tail = b"}" + self._tail
         names = {"both": ("reasoning_content", "reasoning")}.get(answer.reasoning_field, (answer.reasoning_field,))
         self._reasoning_keys = [b'"' + name.encode() + b'":' for name in names]
+        # What stands before the text in a chunk that has nothing else, where one field holds it.
+        self._openings: list[dict[type[Event], bytes]] = [{ContentDelta: head + b'{"content":'} for head in self._heads]
+        if len(self._reasoning_keys) == 1:
+            for head, openings in zip(self._heads, self._openings, strict=True):
+                openings[ReasoningDelta] = head + b"{" + self._reasoning_keys[0]
+        self._is_plain = not delivery.continuous_usage
 
     def start(self) -> bytes:
         """The first chunk of every choice: who speaks."""
@@ -95,8 +107,14 @@ class ChatWire:
 
     def step(self, step: TurnStep, index: int = 0) -> bytes:
         """The chunks of one step of a choice, with its closing chunk if it is the last, and the answer's if that was the last of all."""
-        self._logprobs[index] += step.logprobs
         self._num_tokens += len(step.token_ids)
+        if self._is_plain and len(step.events) == 1 and step.end is None and not step.logprobs and not self._logprobs[index]:
+            event = step.events[0]
+            opening = self._openings[index].get(type(event))
+            if opening is not None:
+                assert isinstance(event, (ContentDelta, ReasoningDelta))
+                return opening + encode(event.text) + self._bare_tail
+        self._logprobs[index] += step.logprobs
         chunks = [self._chunk(delta, index) for event in step.events if (delta := self._delta(event))]
         if step.end is not None:
             chunks.append(self._end(step.end, index))

@@ -1,8 +1,8 @@
 """GET /openapi.json: every route with what it takes and what it answers, as OpenAPI 3.1.
 
-Request shapes are made from the structs that decode the bodies, answer shapes from `reply_shapes`, paths and methods from the routes
-themselves. Written here is only what none of these know: one line about each operation, and the values that a struct leaves to the text
-level (`Any`). A route without such a line, or a line without a route, is an error at start.
+Request shapes are made from the structs that decode the bodies, answer shapes from the dialects' `_shapes`, paths and methods from the
+routes themselves. Written here is only what none of these know: one line about each operation, and the values that a struct leaves to
+the text level (`Any`). A route without such a line, or a line without a route, is an error at start.
 
 Control routes are in the document for who may use them. A stream's schema is that of one server-sent event, whose data is JSON but for a
 last [DONE].
@@ -21,8 +21,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from openglm import __version__
-from openglm.server import reply_shapes as shapes
-from openglm.server import zai_routes
+from openglm.server import (
+    anthropic_shapes,
+    completions_shapes,
+    openai_shapes,
+    operations_shapes,
+    responses_shapes,
+    sglang_shapes,
+    zai_routes,
+    zai_shapes,
+)
 from openglm.server.anthropic_request import MessagesBody
 from openglm.server.completions_request import CompletionBody
 from openglm.server.json_reply import JSONReply, encode
@@ -52,70 +60,79 @@ class Operation:
     """The shape of a stream's events, where the body may ask for a stream."""
     media_type: str = JSON
     status: int = 200
-    error: type[msgspec.Struct] = shapes.OpenAIError
+    error: type[msgspec.Struct] = openai_shapes.OpenAIError
     query: tuple[tuple[str, dict[str, Any]], ...] = ()
 
 
-def _chat(summary: str, error: type[msgspec.Struct] = shapes.OpenAIError) -> Operation:
-    return Operation(summary, shapes.ChatCompletion, ChatBody, ("messages",), shapes.ChatChunk, error=error)
+def _chat(summary: str, error: type[msgspec.Struct] = openai_shapes.OpenAIError) -> Operation:
+    return Operation(summary, openai_shapes.ChatCompletion, ChatBody, ("messages",), openai_shapes.ChatChunk, error=error)
 
 
-_ENDS_WITH_DONE: Final = (shapes.ChatChunk, shapes.Completion, shapes.Generated)
-_ANTHROPIC: Final = shapes.AnthropicError
-_TOKENIZE: Final = Operation("The ids of a text, or of the prompt that a conversation becomes.", shapes.Tokenized, TokenizeBody)
-_DETOKENIZE: Final = Operation("The text of ids.", shapes.Detokenized, DetokenizeBody, ("tokens",))
-_MODEL_INFO: Final = Operation("What is served.", shapes.ModelInfo)
-_SERVER_INFO: Final = Operation("Version, state, limits and counters.", shapes.ServerInfo)
-_LOADS: Final = Operation("How much there is to do.", shapes.Loads)
+_ENDS_WITH_DONE: Final = (openai_shapes.ChatChunk, completions_shapes.Completion, sglang_shapes.Generated)
+_ANTHROPIC: Final = anthropic_shapes.AnthropicError
+_TOKENIZE: Final = Operation("The ids of a text, or of the prompt that a conversation becomes.", operations_shapes.Tokenized, TokenizeBody)
+_DETOKENIZE: Final = Operation("The text of ids.", operations_shapes.Detokenized, DetokenizeBody, ("tokens",))
+_MODEL_INFO: Final = Operation("What is served.", operations_shapes.ModelInfo)
+_SERVER_INFO: Final = Operation("Version, state, limits and counters.", operations_shapes.ServerInfo)
+_LOADS: Final = Operation("How much there is to do.", operations_shapes.Loads)
 _FLUSH: Final = Operation("Forget all cached prefixes.", str, media_type=TEXT)
-_ABORT: Final = Operation("End requests by the names that clients know them by, or all.", shapes.Aborted, AbortBody)
-_ZAI: Final = _chat("Z.ai's chat completions: calls come whole unless tool_stream asks for pieces.", shapes.ZaiError)
+_ABORT: Final = Operation("End requests by the names that clients know them by, or all.", operations_shapes.Aborted, AbortBody)
+_ZAI: Final = _chat("Z.ai's chat completions: calls come whole unless tool_stream asks for pieces.", zai_shapes.ZaiError)
 
 OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ("GET", "/health"): Operation("Whether the process serves; 503 once the engine is dead for good."),
     ("GET", "/ready"): Operation("Whether a request sent now would be worked on at once; 503 while not."),
     ("GET", "/metrics"): Operation("Counters in Prometheus' text format.", str, media_type=TEXT),
     ("GET", "/openapi.json"): Operation("This document.", dict[str, Any]),
-    ("GET", "/v1/models"): Operation("The names that requests may use.", shapes.ModelList),
-    ("GET", "/v1/models/{name}"): Operation("One of them.", shapes.ModelCard),
+    ("GET", "/v1/models"): Operation("The names that requests may use.", openai_shapes.ModelList),
+    ("GET", "/v1/models/{name}"): Operation("One of them.", openai_shapes.ModelCard),
     ("POST", "/v1/chat/completions"): _chat("An answer to a conversation."),
     ("POST", "/v1/chat/completions/{id}/stop_thinking"): Operation(
-        "Let an answer that is being streamed close its reasoning and go on to its content.", shapes.StoppedThinking, status=202
+        "Let an answer that is being streamed close its reasoning and go on to its content.", openai_shapes.StoppedThinking, status=202
     ),
     ("POST", "/v1/completions"): Operation(
-        "The continuation of raw prompts.", shapes.Completion, CompletionBody, ("prompt",), shapes.Completion
+        "The continuation of raw prompts.", completions_shapes.Completion, CompletionBody, ("prompt",), completions_shapes.Completion
     ),
     **{("POST", path): _ZAI for path in zai_routes.PATHS},
     ("POST", "/generate"): Operation(
         "SGLang's generation: text or ids in, text, ids and meta_info out; a list of them for several answers.",
-        shapes.Generated | list[shapes.Generated],
+        sglang_shapes.Generated | list[sglang_shapes.Generated],
         GenerateBody,
-        event=shapes.Generated,
+        event=sglang_shapes.Generated,
     ),
     **{("POST", f"{prefix}/tokenize"): _TOKENIZE for prefix in ("", "/v1")},
     **{("POST", f"{prefix}/detokenize"): _DETOKENIZE for prefix in ("", "/v1")},
-    ("GET", "/tokenizer_info"): Operation("What the tokenizer is.", shapes.TokenizerInfo),
+    ("GET", "/tokenizer_info"): Operation("What the tokenizer is.", operations_shapes.TokenizerInfo),
     ("POST", "/v1/responses"): Operation(
-        "A response, which can be read again and continued.", shapes.ResponseObject, ResponsesBody, ("input",), shapes.ResponseEvent
+        "A response, which can be read again and continued.",
+        responses_shapes.ResponseObject,
+        ResponsesBody,
+        ("input",),
+        responses_shapes.ResponseEvent,
     ),
     ("GET", "/v1/responses/{id}"): Operation(
         "A stored response, or one that is being made; with stream=true the events of one made in the background.",
-        shapes.ResponseObject,
-        event=shapes.ResponseEvent,
+        responses_shapes.ResponseObject,
+        event=responses_shapes.ResponseEvent,
         query=(
             ("stream", {"type": "string", "enum": ["true", "false"]}),
             ("starting_after", {"type": "string", "pattern": "^[0-9]{1,9}$"}),
         ),
     ),
-    ("DELETE", "/v1/responses/{id}"): Operation("Forget a stored response.", shapes.DeletedResponse),
-    ("POST", "/v1/responses/{id}/cancel"): Operation("End a response that is being made.", shapes.ResponseObject),
+    ("DELETE", "/v1/responses/{id}"): Operation("Forget a stored response.", responses_shapes.DeletedResponse),
+    ("POST", "/v1/responses/{id}/cancel"): Operation("End a response that is being made.", responses_shapes.ResponseObject),
     ("POST", "/v1/messages"): Operation(
-        "Anthropic's messages.", shapes.MessageObject, MessagesBody, ("messages", "max_tokens"), shapes.MessageEvent, error=_ANTHROPIC
+        "Anthropic's messages.",
+        anthropic_shapes.MessageObject,
+        MessagesBody,
+        ("messages", "max_tokens"),
+        anthropic_shapes.MessageEvent,
+        error=_ANTHROPIC,
     ),
     ("POST", "/v1/messages/count_tokens"): Operation(
-        "The tokens of a conversation.", shapes.CountedTokens, MessagesBody, ("messages",), error=_ANTHROPIC
+        "The tokens of a conversation.", anthropic_shapes.CountedTokens, MessagesBody, ("messages",), error=_ANTHROPIC
     ),
-    ("GET", "/version"): Operation("Of this package.", shapes.Version),
+    ("GET", "/version"): Operation("Of this package.", operations_shapes.Version),
     **{("GET", path): _MODEL_INFO for path in ("/model_info", "/get_model_info")},
     **{("GET", path): _SERVER_INFO for path in ("/server_info", "/get_server_info")},
     **{("GET", path): _LOADS for path in ("/v1/loads", "/loads")},
@@ -125,8 +142,8 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
     ("GET", "/page/figures"): Operation("For the page: the engine's counters.", dict[str, Any]),
     ("POST", "/page/prompt"): Operation("For the page: the prompt of a chat-completions body.", dict[str, Any], ChatBody, ("messages",)),
     ("GET", "/page/{file}"): Operation("A file of the page.", str, media_type="*/*"),
-    ("POST", "/drain"): Operation("Take no more work.", shapes.DrainState),
-    ("POST", "/resume"): Operation("Take work again.", shapes.DrainState),
+    ("POST", "/drain"): Operation("Take no more work.", operations_shapes.DrainState),
+    ("POST", "/resume"): Operation("Take work again.", operations_shapes.DrainState),
     **{(method, path): _FLUSH for method in ("GET", "POST") for path in ("/flush_cache", "/reset_prefix_cache")},
     **{("POST", path): _ABORT for path in ("/abort_request", "/abort_requests")},
 }

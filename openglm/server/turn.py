@@ -36,7 +36,7 @@ from openglm.text.detokenizer import IncrementalDetokenizer
 from openglm.text.messages import Conversation
 from openglm.text.template import StartState
 from openglm.text.tokenizer import Tokenizer
-from openglm.text.turn_parser import ContentDelta, Event, ToolCallEnd, TurnParser
+from openglm.text.turn_parser import ContentDelta, Event, ReasoningDelta, ToolCallEnd, TurnParser
 
 TurnFinish = Literal["stop", "length", "tool_calls", "abort"]
 
@@ -122,7 +122,7 @@ class TurnEnd:
     """How often the model broke its format and was understood all the same."""
 
 
-class TurnStep(msgspec.Struct, frozen=True):
+class TurnStep(msgspec.Struct, frozen=True, gc=False):
     """What one engine step added. Exactly the last step of a turn has an `end`."""
 
     events: tuple[Event, ...]
@@ -284,6 +284,8 @@ def _engine_request(turn: PreparedTurn) -> GenerationRequest:
 class _ShortWay:
     """Writes outputs in the middle of a turn as they arrive. A turn that ends, or fails, there is left to who pulls the outputs."""
 
+    __slots__ = ("_end", "_observe", "_reader", "_writer")
+
     def __init__(self, reader: _TurnReader, observe: Callable[[EngineOutput], None], writer: StepWriter) -> None:
         self._reader = reader
         self._observe = observe
@@ -304,7 +306,7 @@ class _ShortWay:
 
     def take(self, output: EngineOutput) -> bool:
         """Whether the output needs nobody else. It is called by the engine's client, whom no failure of one turn may reach."""
-        if output.finish_reason is not None or output.prompt_logprobs is not None or self.over or not self._writer.ready:
+        if output.finish_reason is not None or output.prompt_logprobs is not None or self._end is not None or not self._writer.ready:
             return False
         try:
             self._observe(output)
@@ -323,6 +325,11 @@ class _ShortWay:
 class _TurnReader:
     """Turns the engine's outputs of one turn into steps."""
 
+    __slots__ = (
+        *("_detokenizer", "_keep_stop", "_num_calls", "_num_cut_calls", "_num_tokens", "_one_call", "_parser", "_raw", "_reasoning"),
+        *("_stop", "_untold"),
+    )
+
     def __init__(self, turn: PreparedTurn, tokenizer: Tokenizer) -> None:
         request, prompt = turn.request, turn.request.prompt
         self._raw = isinstance(prompt, RawPrompt)
@@ -339,10 +346,14 @@ class _TurnReader:
 
     def read(self, output: EngineOutput) -> TurnStep | None:
         """The step that an output amounts to; None when nothing became visible (half a character, half a tag)."""
-        self._num_tokens += len(output.token_ids)
-        self._untold += output.token_ids
-        self._reasoning.count(output.token_ids)
-        events = self._parser.feed(self._detokenizer.push(output.token_ids))
+        ids = output.token_ids
+        self._num_tokens += len(ids)
+        self._untold += ids
+        self._reasoning.count(ids)
+        events = self._parser.feed(self._detokenizer.push(ids))
+        if len(events) == 1 and self._stop is None and type(events[0]) in _TEXT and _is_ordinary(output):
+            told, self._untold = tuple(self._untold), []
+            return TurnStep((events[0],), token_ids=told)
         if output.finish_reason is not None:
             events += self._parser.feed(self._detokenizer.finish())
             events += self._parser.finish(ended=output.finish_reason == "stop")
@@ -419,6 +430,8 @@ class _Verbatim:
 class _ReasoningCounter:
     """Counts the tokens of the think block, tags included, by id. Text cannot be counted: a step may hold several tokens."""
 
+    __slots__ = ("_end_think", "_open", "_think", "_tool_call", "_undecided", "num_tokens")
+
     def __init__(self, start: StartState, tokenizer: Tokenizer, *, calls: bool) -> None:
         self.num_tokens = 0
         self._open = start == "reasoning"
@@ -431,6 +444,9 @@ class _ReasoningCounter:
         """Take in new tokens."""
         if not (self._open or self._undecided):
             return
+        if self._open and len(ids) == 1 and ids[0] != self._end_think and ids[0] != self._tool_call:
+            self.num_tokens += 1
+            return
         for token in ids:
             if self._undecided and token == self._think:
                 self._undecided, self._open = False, True
@@ -441,6 +457,12 @@ class _ReasoningCounter:
                 self._open = self._undecided = False
 
 
+def _is_ordinary(output: EngineOutput) -> bool:
+    """Whether it adds tokens and nothing else: it is no end and has no scores."""
+    return output.finish_reason is None and output.logprobs is None and output.prompt_logprobs is None
+
+
+_TEXT: Final = frozenset({ContentDelta, ReasoningDelta})
 _FINISH: Final[dict[str, TurnFinish]] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 

@@ -71,6 +71,7 @@ class Tokenizer:
         by_length = sorted(self._added, key=len, reverse=True)
         self._added_pattern = re.compile("|".join(re.escape(token) for token in by_length)) if by_length else None
         self._bytes = _token_bytes_table(self._bpe.get_vocab(), self._added)
+        self._texts: dict[int, str | None] = {}  # of the ids that were asked for
         for attribute, token in _NAMED.items():
             if token not in self._added:
                 raise CheckpointError(f"{origin}: the added token {token} is missing; this is no GLM-4.5 tokenizer")
@@ -119,6 +120,17 @@ class Tokenizer:
         if token_id < 0:
             raise ValueError(f"token id {token_id} is negative")
         return self._bytes[token_id] if token_id < len(self._bytes) else b""
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of one id, looked up once; None where its bytes are not whole characters by themselves."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            try:
+                text = self.token_bytes(token_id).decode()
+            except UnicodeDecodeError:
+                text = None
+            return self._texts.setdefault(token_id, text)
 
     @property
     def special_ids(self) -> frozenset[int]:

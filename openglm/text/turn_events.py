@@ -12,13 +12,13 @@ import msgspec
 from openglm.text.messages import Message, ToolCall
 
 
-class ReasoningDelta(msgspec.Struct, frozen=True):
+class ReasoningDelta(msgspec.Struct, frozen=True, gc=False):
     """More reasoning."""
 
     text: str
 
 
-class ContentDelta(msgspec.Struct, frozen=True):
+class ContentDelta(msgspec.Struct, frozen=True, gc=False):
     """More of the answer."""
 
     text: str
@@ -31,7 +31,7 @@ class ToolCallStart(msgspec.Struct, frozen=True):
     name: str
 
 
-class ToolCallArguments(msgspec.Struct, frozen=True):
+class ToolCallArguments(msgspec.Struct, frozen=True, gc=False):
     """More of the call's arguments, as JSON text."""
 
     index: int

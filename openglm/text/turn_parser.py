@@ -91,6 +91,12 @@ class _Call:
 class TurnParser:
     """Reads one assistant turn. `feed` any number of chunks, then `finish` once."""
 
+    __slots__ = (
+        *("_any_content", "_call", "_content", "_drop_end_think", "_events", "_finished", "_held", "_just_called", "_key", "_name"),
+        *("_name_space", "_name_text", "_no_value_end", "_num_calls", "_origin", "_parse_calls", "_reasoning", "_reasoning_pieces"),
+        *("_state", "_tail", "_tools", "num_repairs"),
+    )
+
     def __init__(self, start: StartState, tools: tuple[Tool, ...], *, parse_calls: bool | None = None) -> None:
         """`start` as `render` returned it. `parse_calls` None means: if tools are offered."""
         self._tools = {tool.name: tool for tool in tools}
@@ -130,7 +136,7 @@ class TurnParser:
             self._read(text[:held])
         else:
             self._text(text)
-        return self._take_events()
+        return self._take_events() if self._events else []
 
     def finish(self, *, ended: bool = False) -> list[Event]:
         """The events that the end of the text completes. `ended`: the model ended the turn itself (it was not cut off by
@@ -168,15 +174,15 @@ class TurnParser:
     def _text(self, text: str) -> None:
         if not text:
             return
-        match self._state:
+        match self._state:  # what nearly all text is comes first
+            case _State.REASONING:
+                self._write_reasoning(text)
+            case _State.CONTENT:
+                self._write_content(text)
             case _State.START:
                 if not text.isspace():
                     self._state = _State.CONTENT
                 self._write_content(text)
-            case _State.CONTENT:
-                self._write_content(text)
-            case _State.REASONING:
-                self._write_reasoning(text)
             case _State.NAME:
                 self._read_name(text)
             case _State.KEY:
@@ -343,7 +349,8 @@ class TurnParser:
             self._events.append(ToolCallArguments(self._call.index, fragment))
 
     def _write_content(self, text: str) -> None:
-        self._just_called = self._just_called and text.isspace()
+        if self._just_called:
+            self._just_called = text.isspace()
         self._emit_content(self._content.write(text))
 
     def _write_reasoning(self, text: str) -> None:
@@ -365,6 +372,8 @@ class TurnParser:
 class _Prose:
     """Reasoning or content on its way out: white space waits until something follows it."""
 
+    __slots__ = ("_at_start", "_drop_leading_space", "_space", "seen")
+
     def __init__(self, *, drop_leading_space: bool) -> None:
         self.seen = False  # anything but white space
         self._drop_leading_space = drop_leading_space
@@ -373,18 +382,23 @@ class _Prose:
 
     def write(self, text: str) -> str:
         """What can be sent now."""
-        if self._drop_leading_space and not self.seen:
-            text = text.lstrip()
-        elif self._at_start:
-            text = text.removeprefix("\n")
-        self._at_start = False
+        if not self.seen:
+            if self._drop_leading_space:
+                text = text.lstrip()
+            elif self._at_start:
+                text = text.removeprefix("\n")
+            self._at_start = False
         body = text.rstrip()
         if not body:
             self._space.append(text)
             return ""
         self.seen = True
-        sent = "".join([*self._space, body])
-        self._space = [text[len(body) :]]
+        sent = body
+        if self._space:
+            sent = "".join([*self._space, body])
+            self._space = []
+        if len(body) < len(text):
+            self._space.append(text[len(body) :])
         return sent
 
     def held(self) -> str:

@@ -7,6 +7,7 @@ import json
 import random
 from typing import Any
 
+from .byte_spoiler import spoiled_bytes
 from .wire import Target
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city"]}
@@ -77,26 +78,6 @@ _IDS = (
 )
 _QUERIES = ("", "?stream=true", "?stream=maybe", "?stream=true&starting_after=-1", "?starting_after=1e9", "?%ff=%00", "?" + "a=b&" * 50)
 
-_BYTES = (
-    *(
-        b"null",
-        b"-1",
-        b"1e400",
-        b"-0.0",
-        b'"\\ud800"',
-        b"[[[[",
-        b"{}",
-        b"[]",
-        b"NaN",
-        b"\x00",
-        b'""',
-        b"true",
-        b"false",
-        b"9" * 30,
-        b"\xff",
-    ),
-    *(b"1.5", b"2147483648", b"9223372036854775808", b"Infinity", b"1e-320", b'"\\u0000"', b"\xed\xa0\x80", b"\xef\xbb\xbf", b"//", b",,"),
-)
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63) - 1, 1e308, -1e-308, 0.5, "", "x", "3", "\x00", "\U0010ffff", "<|user|>"),
     *([], [[]], [None], {}, {"type": None}, ["x"] * 200, "x" * 5000, {"a": {"b": {"c": []}}}),
@@ -115,7 +96,7 @@ def spoiled_request(source: random.Random, target: Target) -> tuple[str, bytes]:
         _spoil_value(source, body)
         data = json.dumps(_bounded(body)).encode("utf-8", "surrogatepass")
     elif way < 0.9:
-        data = _bounded_bytes(_spoil_bytes(source, json.dumps(body, ensure_ascii=source.random() < 0.5).encode()))
+        data = _bounded_bytes(spoiled_bytes(source, json.dumps(body, ensure_ascii=source.random() < 0.5).encode()))
     else:
         return f"{path} (head)", _spoil_head(source, target.request(path, json.dumps(body).encode()))
     return path, target.request(path, data)
@@ -147,28 +128,6 @@ def _spoil_value(source: random.Random, value: Any) -> None:
                 place[key] = copy.deepcopy(source.choice(_VALUES))
         elif isinstance(place, list) and place:
             place[source.randrange(len(place))] = copy.deepcopy(source.choice(_VALUES))
-
-
-def _spoil_bytes(source: random.Random, good: bytes) -> bytes:
-    data = bytearray(good)
-    for _ in range(source.randint(1, 4)):
-        at = source.randrange(len(data) or 1)
-        match source.randrange(7):
-            case 0:
-                data[at : at + 1] = bytes([source.randrange(256)])
-            case 1 if data:
-                data[min(at, len(data) - 1)] ^= 1 << source.randrange(8)
-            case 2:
-                del data[at : at + source.randrange(20)]
-            case 3:
-                data[at:at] = source.choice(_BYTES)
-            case 4:
-                data[at : at + 4] = source.choice(_BYTES)
-            case 5:
-                data[at:at] = data[max(0, at - 30) : at]
-            case _:
-                del data[at:]
-    return bytes(data)
 
 
 def _spoil_head(source: random.Random, good: bytes) -> bytes:

@@ -65,6 +65,8 @@ async def control_tokens(target: Target, *, strings: int = len(CONTROL_STRINGS))
         # A plain word next to which the string is put, so that no template drops the field for being empty.
         bare = await prompt_tokens(build("a"))
         for text in CONTROL_STRINGS[:strings]:
+            if (place, text) in _READ_BY_TEMPLATES:
+                continue
             with_text = await prompt_tokens(build(f"a{text if not encode else ' '.join((text, text))}"))
             if bare is None or with_text is None:
                 continue
@@ -96,6 +98,10 @@ _PLACES = {
     "a tool result": lambda text: _history(3, content=text),
     "a tool description": _tool,
 }
+
+
+_READ_BY_TEMPLATES = {("an earlier answer", "</think>")}
+"""Templates of this family take what stands before it for the answer's reasoning, and leave that out of the prompt."""
 
 
 async def large_bodies(target: Target, *, megabytes: int = 200, repeats: int = 20, limit_ms: float = 50.0) -> Outcome:

@@ -1,11 +1,7 @@
 """The scenarios against `glm serve` over the scripted model: a small count always, the full count with `make test-reliability`."""
 
-import os
-import subprocess
-import sys
-import threading
-
 import pytest
+from serve_process import ServeProcess
 
 from .__main__ import options_of, run, scenarios
 from .wire import Target
@@ -24,37 +20,9 @@ FLAGS = {
 }
 
 
-class Server:
-    """`glm serve` as a process on a free port."""
-
-    def __init__(self, directory, flags) -> None:
-        words = [str(word) for pair in flags.items() for word in pair]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "openglm.cli.main", "serve", str(directory), "--port", "0", *words],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        )
-        self.log: list[str] = []
-        self._reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr))
-        self._reader.start()
-        for line in self.process.stdout:
-            if "OpenAI base URL" in line:
-                self.url = line.split()[-1]
-            if "chosen for you" in line:
-                return
-        raise AssertionError("".join(self.log))
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.stdout.read()
-        code = self.process.wait(60)
-        self._reader.join()
-        self.process.stdout.close()
-        self.process.stderr.close()
-        assert code == 0
-        assert "Traceback" not in "".join(self.log)
+def serve(directory, flags) -> ServeProcess:
+    """`glm serve` with flags as a mapping."""
+    return ServeProcess(directory, *[word for pair in flags.items() for word in pair])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +37,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(directory):
     """One server that must survive everything."""
-    running = Server(directory, FLAGS)
+    running = serve(directory, FLAGS)
     yield running
     running.close()
 
@@ -102,7 +70,7 @@ async def test_the_full_count(server, name):
 @pytest.mark.reliability
 async def test_overload_in_full(directory):
     # Here the clients are what keeps the machine busy, and they need more than a second to send a head.
-    running = Server(directory, {**FLAGS, "--max-queued-requests": 32, "--limit-head-read-s": 10})
+    running = serve(directory, {**FLAGS, "--max-queued-requests": 32, "--limit-head-read-s": 10})
     try:
         await passes(running, "overload")
     finally:
@@ -112,7 +80,7 @@ async def test_overload_in_full(directory):
 @pytest.mark.reliability
 async def test_closed_doors_in_full(directory, monkeypatch):
     monkeypatch.setenv("GLM_API_KEY", "the-key")
-    running = Server(directory, FLAGS)
+    running = serve(directory, FLAGS)
     try:
         await passes(running, "closed-doors", "--api-key-env", "GLM_API_KEY", api_key="the-key")
     finally:

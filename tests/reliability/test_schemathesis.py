@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .test_scenarios import FLAGS, Server, directory  # noqa: F401  # a fixture
+from .test_scenarios import FLAGS, directory, serve  # noqa: F401  # a fixture
 
 COMMAND = os.environ.get("SCHEMATHESIS", "")
 pytestmark = [pytest.mark.reliability, pytest.mark.skipif(not Path(COMMAND).is_file(), reason="run `make test-schemathesis`")]
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.reliability, pytest.mark.skipif(not Path(COMMAND).is_f
 
 def test_what_the_document_allows_and_forbids_is_answered_as_it_says(directory, tmp_path):  # noqa: F811
     patient = {"--limit-head-read-s": 30, "--limit-body-read-s": 60}  # what a busy machine delays is not what is tested
-    server = Server(directory, {**FLAGS, **patient, "--max-model-len": 256, "--max-queued-requests": 64})
+    server = serve(directory, {**FLAGS, **patient, "--max-model-len": 256, "--max-queued-requests": 64})
     command = [COMMAND, "run", f"{server.url.removesuffix('/v1')}/openapi.json"]
     command += ["--header", "x-api-key:operator", "--exclude-path-regex", "^/(drain|resume|abort_requests?)$"]  # they end what others test
     command += ["--exclude-checks", "positive_data_acceptance,ignored_auth", "--max-examples", os.environ.get("EXAMPLES", "50")]

@@ -80,3 +80,22 @@ class _Stream:
         if not self._ended:
             self._engine.aborted.append(self._request.id)
         self._ended = True
+
+
+class MadeOutputs:
+    """The outputs that an asynchronous generator makes, as a stream of the engine."""
+
+    def __init__(self, outputs) -> None:
+        self._outputs = outputs
+
+    def __aiter__(self):
+        return self
+
+    def divert(self, sink):
+        """They are made only when somebody asks."""
+
+    async def __anext__(self):
+        return await anext(self._outputs)
+
+    async def aclose(self):
+        await self._outputs.aclose()

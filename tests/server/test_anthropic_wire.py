@@ -4,7 +4,7 @@ import json
 
 import pytest
 from canned_app import CALL, ENCODE, MODEL, SAY, SCHEMA, THINK, CannedApp, events_of
-from canned_engine import CannedEngine
+from canned_engine import CannedEngine, MadeOutputs
 from golden import check_golden
 from text_model import text_model
 
@@ -239,7 +239,7 @@ class Ends(CannedEngine):
                 last = output.finish_reason is not None
                 yield EngineOutput(output.request_id, output.token_ids, None, self.reason if last else None, self.stop if last else None)
 
-        return outputs()
+        return MadeOutputs(outputs())
 
 
 @pytest.mark.parametrize(

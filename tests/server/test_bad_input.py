@@ -10,7 +10,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutation import mutated
+from reliability.byte_spoiler import spoiled_bytes
 
 GOOD = {
     "model": "scripted",
@@ -140,7 +140,7 @@ def test_mutated_requests_never_break_the_server(client):
     """Bytes flipped, cut, doubled and exchanged in a good request; the seed makes a failure repeatable."""
     source = random.Random(20)
     good = json.dumps(GOOD, ensure_ascii=False).encode()
-    bodies = [mutated(source, good) for _ in range(150)]
+    bodies = [spoiled_bytes(source, good) for _ in range(150)]
     with ThreadPoolExecutor(8) as pool:
         for response in pool.map(lambda body: client.post("/chat/completions", content=body, headers=JSON_HEADERS), bodies):
             check(response)

@@ -5,7 +5,7 @@ import math
 
 import pytest
 from canned_app import ENCODE, MODEL, CannedApp, events_of
-from canned_engine import CannedEngine
+from canned_engine import CannedEngine, MadeOutputs
 from golden import check_golden
 from text_model import text_model
 
@@ -46,7 +46,7 @@ class Scores(CannedEngine):
                 if request.params.max_tokens == 0:
                     return
 
-        return outputs()
+        return MadeOutputs(outputs())
 
 
 def _scored(token):

@@ -8,7 +8,7 @@ import pytest
 from canned_app import ADMIN, CALL, SAY, SCHEMA, THINK, CannedApp
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mutation import mutated
+from reliability.byte_spoiler import spoiled_bytes
 
 MESSAGES_TOOL = {"name": "f", "description": "d", "input_schema": SCHEMA}
 CHAT_TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
@@ -151,7 +151,7 @@ async def test_mutated_requests(app, path):
     source = random.Random(path)
     good = json.dumps(GOOD[path], ensure_ascii=False).encode()
     for _ in range(150):
-        check(path, await send(app, path, mutated(source, good)))
+        check(path, await send(app, path, spoiled_bytes(source, good)))
 
 
 ANYTHING = st.recursive(

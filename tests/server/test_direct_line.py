@@ -131,6 +131,21 @@ async def test_a_failure_on_the_short_way_ends_that_stream_with_an_error_event(m
     assert len(engine.aborted) == 1
 
 
+async def test_an_answer_that_is_not_streamed_wakes_nobody_for_its_middle():
+    engine = PushingEngine([])
+    app = CannedApp(engine=engine)
+    asking = asyncio.create_task(app.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}))
+    while not engine.requests:
+        await asyncio.sleep(0)
+    await settle()
+    for ids in [*THINK, *SAY]:
+        engine.push(ids)
+        assert engine.stream._pending is None  # nobody is to fetch it
+    engine.push([], "stop")
+    message = (await asking).json()["choices"][0]["message"]
+    assert (message["content"], message["reasoning_content"]) == ("Hello", "hm")
+
+
 async def test_pieces_of_one_turn_of_the_loop_are_written_together_and_before_whoever_wakes_later():
     written, order = [], []
     outbox = Outbox()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from canned_app import CannedApp, events_of
-from canned_engine import CannedEngine
+from canned_engine import CannedEngine, MadeOutputs
 from golden import check_golden
 from test_completions_wire import TEXT, Scores
 from text_model import text_model
@@ -69,7 +69,7 @@ async def test_the_stop_id_is_the_last_of_the_ids_and_is_scored():
             async def outputs():
                 yield EngineOutput(request.id, [65], [TokenLogprobs(65, -1.0)], "stop", 263, stop_logprobs=TokenLogprobs(263, -0.25))
 
-            return outputs()
+            return MadeOutputs(outputs())
 
     answer = (await CannedApp(engine=Stops([])).post(PATH, {"text": "Hi", "return_logprob": True})).json()
     assert answer["output_ids"] == [65, 263] and answer["text"] == "b"

@@ -1,62 +1,16 @@
 """`glm serve` as a process: the port before the model, the banner, signals, exit codes."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 
 import httpx
 import pytest
+from serve_process import ServeProcess
 
 from openglm.cli.main import main
 
 ENDLESS = {"messages": [{"role": "user", "content": "Go on"}], "ignore_eos": True, "stream": True}
 SHORT = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
-
-
-class Process:
-    """A running `glm serve`; `banner` is what it printed until it was ready."""
-
-    def __init__(self, *arguments) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "openglm.cli.main", "serve", *map(str, arguments), "--port", "0"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.errors = ""
-        self._reader = threading.Thread(target=self._read_errors)
-        self._reader.start()
-        self.banner = ""
-        for line in self.process.stdout:
-            self.banner += line
-            if line.startswith(("  chosen for you", "WARNING")):
-                break
-        self.url = next((word for word in self.banner.split() if word.startswith("http://")), "")
-
-    def _read_errors(self) -> None:
-        self.errors = self.process.stderr.read()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.stdout.close()
-        self.process.wait()
-        self._reader.join()
-        self.process.stderr.close()
-
-    def exit_code(self) -> int:
-        self.process.stdout.read()
-        code = self.process.wait(30)
-        self._reader.join()
-        return code
 
 
 @pytest.fixture
@@ -72,7 +26,7 @@ def serve(capfd, logging_restored):
 
 
 def test_the_first_signal_lets_answers_finish(scripted_dir):
-    with Process(scripted_dir, "--served-model-name", "mine") as server:
+    with ServeProcess(scripted_dir, "--served-model-name", "mine") as server:
         assert server.banner.startswith("loading mine ...\nmine is ready")
         assert "curl http://127.0.0.1:" in server.banner
         assert "tokens: room for" in server.banner
@@ -89,7 +43,7 @@ def test_the_first_signal_lets_answers_finish(scripted_dir):
 
 
 def test_the_second_signal_ends_answers_with_an_error_event(scripted_dir):
-    with Process(scripted_dir, "--api-key", "secret") as server:
+    with ServeProcess(scripted_dir, "--api-key", "secret") as server:
         assert "secret" not in server.banner
         headers = {"authorization": "Bearer secret"}
         with httpx.Client(headers=headers, timeout=60) as client:

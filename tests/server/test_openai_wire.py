@@ -5,14 +5,17 @@ import re
 
 import httpx
 import pytest
-from canned_engine import CannedEngine
+from canned_engine import CannedEngine, MadeOutputs
 from text_model import text_model
 
 from openglm.config.server import ServerConfig
 from openglm.engine.request import EngineOutput, TokenLogprobs
 from openglm.errors import DeadlineExceededError, EngineDeadError, EngineError, QueueFullError
 from openglm.server.app import build_app
+from openglm.server.openai_response import Answer, ChatWire, Delivery
 from openglm.server.service import Service
+from openglm.server.turn import TurnStep
+from openglm.text.turn_events import ContentDelta, ReasoningDelta
 
 MODEL = text_model()
 ENCODE = MODEL.tokenizer.encode_raw
@@ -198,6 +201,22 @@ async def test_the_last_message_can_be_continued():
         assert (await post(engine, **wrong)).json()["error"]["param"] == next(iter(wrong))
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "both"])
+@pytest.mark.parametrize("include_usage", [False, True])
+def test_a_step_of_one_piece_of_text_is_written_like_each_piece_of_a_larger_step(field, include_usage):
+    pieces = [ReasoningDelta('h"m\u2028'), ContentDelta("Zü\n🙂")]
+    wire = ChatWire(Answer("id", 1, "m", field), MODEL.tokenizer, Delivery(include_usage=include_usage), num_choices=2)
+    for index in (0, 1):
+        alone = [wire.step(TurnStep((piece,), token_ids=(65,)), index) for piece in pieces]
+        assert b"".join(alone) == wire.step(TurnStep(tuple(pieces), token_ids=(65, 66)), index)
+        assert json.loads(alone[1].removeprefix(b"data: "))["choices"][0] == {
+            "index": index,
+            "delta": {"content": "Zü\n🙂"},
+            "logprobs": None,
+            "finish_reason": None,
+        }
+
+
 async def test_counts_come_with_every_chunk_when_asked_for():
     options = {"include_usage": True, "continuous_usage_stats": True}
     *chunks, last = events_of(await post(CannedEngine(THINK + SAY), stream=True, stream_options=options))
@@ -221,7 +240,7 @@ class WithLogprobs(CannedEngine):
                 entries = [TokenLogprobs(token, -0.5, ((token, -0.5), (65, float("-inf")))) for token in output.token_ids]
                 yield EngineOutput(output.request_id, output.token_ids, entries, output.finish_reason)
 
-        return outputs()
+        return MadeOutputs(outputs())
 
 
 async def test_log_probabilities_cover_every_token_in_streams_and_whole_answers():

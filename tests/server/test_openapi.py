@@ -9,23 +9,23 @@ import msgspec
 import pytest
 from canned_app import ADMIN, CALL, ENCODE, SAY, SCHEMA, THINK, CannedApp, events_of
 
-from openglm.server import reply_shapes as shapes
+from openglm.server import anthropic_shapes, completions_shapes, openai_shapes, responses_shapes, sglang_shapes
 from openglm.server.openapi import OPERATIONS
 
 GOLDEN = Path(__file__).parent / "golden"
 STREAMS = {
-    "completions_stream.txt": shapes.Completion,
-    "generate_stream.txt": shapes.Generated,
-    "messages_stream.txt": shapes.MessageEvent,
-    "responses_stream.txt": shapes.ResponseEvent,
-    "zai_stream.txt": shapes.ChatChunk,
+    "completions_stream.txt": completions_shapes.Completion,
+    "generate_stream.txt": sglang_shapes.Generated,
+    "messages_stream.txt": anthropic_shapes.MessageEvent,
+    "responses_stream.txt": responses_shapes.ResponseEvent,
+    "zai_stream.txt": openai_shapes.ChatChunk,
 }
 WHOLE = {
-    "completions_whole.txt": shapes.Completion,
-    "generate_whole.txt": shapes.Generated,
-    "messages_whole.txt": shapes.MessageObject,
-    "responses_whole.txt": shapes.ResponseObject,
-    "zai_whole.txt": shapes.ChatCompletion,
+    "completions_whole.txt": completions_shapes.Completion,
+    "generate_whole.txt": sglang_shapes.Generated,
+    "messages_whole.txt": anthropic_shapes.MessageObject,
+    "responses_whole.txt": responses_shapes.ResponseObject,
+    "zai_whole.txt": openai_shapes.ChatCompletion,
 }
 TURN = [*THINK, *SAY, *CALL]
 HELLO = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 50}
@@ -101,12 +101,12 @@ async def test_reads_have_the_shapes_that_are_told(path):
 
 async def test_a_response_is_told_alike_when_it_is_read_cancelled_and_deleted():
     app = CannedApp([ENCODE("x")])
-    made = msgspec.json.decode((await app.post("/v1/responses", {"input": "Hi"})).content, type=shapes.ResponseObject)
+    made = msgspec.json.decode((await app.post("/v1/responses", {"input": "Hi"})).content, type=responses_shapes.ResponseObject)
     path = f"/v1/responses/{made.id}"
-    assert msgspec.json.decode((await app.get(path)).content, type=shapes.ResponseObject) == made
+    assert msgspec.json.decode((await app.get(path)).content, type=responses_shapes.ResponseObject) == made
     assert (await app.post(f"{path}/cancel", {})).status_code == 400
-    msgspec.json.decode((await app.request("DELETE", path)).content, type=shapes.DeletedResponse)
-    msgspec.json.decode((await app.get(path)).content, type=shapes.OpenAIError)
+    msgspec.json.decode((await app.request("DELETE", path)).content, type=responses_shapes.DeletedResponse)
+    msgspec.json.decode((await app.get(path)).content, type=openai_shapes.OpenAIError)
 
 
 async def test_the_document_is_valid_and_holds_control_routes_for_those_who_may_use_them():

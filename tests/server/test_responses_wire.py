@@ -5,7 +5,7 @@ import json
 
 import pytest
 from canned_app import CALL, ENCODE, SAY, SCHEMA, THINK, CannedApp, events_of
-from canned_engine import CannedEngine
+from canned_engine import CannedEngine, MadeOutputs
 from golden import check_golden
 
 from openglm.config.server import RequestLimits, SamplingDefaults
@@ -232,7 +232,7 @@ class Waits(CannedEngine):
             await self.released.wait()
             yield EngineOutput(request.id, [], finish_reason="abort")
 
-        return outputs()
+        return MadeOutputs(outputs())
 
     async def abort(self, request_id):
         await super().abort(request_id)

@@ -1,13 +1,11 @@
 """A Chromium, a live `glm serve`, and a page in it that must not complain."""
 
 import os
-import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from serve_process import ServeProcess
 
 ARGUMENTS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -32,13 +30,9 @@ def browser():
 @pytest.fixture(scope="session")
 def nano_url():
     """`glm serve` with the embedded model, as a user starts it."""
-    command = [sys.executable, "-m", "openglm.cli.main", "serve", "--port", "0", "--threads", "1", "--num-speculative-tokens", "2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            yield next(found[0] for line in server.stdout if (found := re.search(r"http://127\.0\.0\.1:\d+", line)))
-        finally:
-            server.terminate()
-            server.stdout.read()
+    server = ServeProcess("--threads", "1", "--num-speculative-tokens", "2")
+    yield server.root
+    server.close()
 
 
 @pytest.fixture
