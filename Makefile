@@ -57,7 +57,7 @@ test-page: $(READY)  ## the web page in the Chromium of this machine; SCREENSHOT
 
 test-triton: $(READY)  ## the GPU kernels in Triton's interpreter, on the CPU, and compiled for the GPUs they are meant for
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/triton 'triton==3.8.*'
-	PYTHONPATH=build/triton $(BIN)/pytest tests/ops/triton $(ARGS)
+	PYTHONPATH=build/triton $(BIN)/pytest tests/ops/gpu_kernels $(ARGS)
 
 check: $(READY)  ## lint, types, layering, spelling
 	$(BIN)/ruff check .

@@ -21,7 +21,8 @@ def packed_format(parameter: str, to: ops.WeightFormat | None) -> ops.WeightForm
     """The format of one matrix in a model that is packed `to`; None is bf16, or fp32 where that would lose bits.
 
     The head keeps its dtype beside fp8, as in the published FP8 checkpoints, and is int8 beside the integer formats (in w8a8 as its
-    layers are): it is a tenth of what one token of GLM-4.5-Air reads, and weighs every logit alike. `eh_proj`, where both inputs of the MTP layer meet, is never rounded.
+    layers are): it is a tenth of what one token of GLM-4.5-Air reads, and weighs every logit alike. `eh_proj`, where both inputs of the
+    MTP layer meet, is never rounded.
     """
     if parameter == "lm_head.weight":
         return "int8" if to in ("int8", "int4") else None if to == "fp8" else to
