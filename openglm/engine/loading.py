@@ -64,7 +64,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     if directory is None:
         model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
         if resolved.native_kernels:
-            model.pack(resolved.quantization)
+            model.pack(resolved.quantization, only_drafts=resolved.num_speculative_tokens > 0)
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
         tokenizer = Tokenizer.from_dir(directory)
@@ -102,6 +102,7 @@ def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp:
         directory,
         dtype=dtype,
         to=resolved.quantization,
+        only_drafts=resolved.num_speculative_tokens > 0 and resolved.speculative_method == "mtp",
         allow_missing_mtp=allow_missing_mtp,
         threads=cores,
         progress=progress,
