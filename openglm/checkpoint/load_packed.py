@@ -61,8 +61,9 @@ def load_packed_model(
 ) -> GlmModel:
     """The packed model in `directory`; it computes in `dtype` (default: the dtype its config names), which fp32 or bf16 must be.
 
-    `to` rounds the layers' matrices, and `only_drafts` those of the MTP layer (see `GlmModel.pack`); None keeps e4m3 codes where a matrix has them throughout, and else bf16, or fp32
-    where bf16 would lose bits. `progress` is called in the caller's thread. Raises what `load_model` raises.
+    `to` rounds the layers' matrices, and `only_drafts` those of the MTP layer (see `GlmModel.pack`); None keeps e4m3 codes where a matrix
+    has them throughout, and else bf16, or fp32 where bf16 would lose bits. `progress` is called in the caller's thread. Raises what
+    `load_model` raises.
     """
     checkpoint = check_checkpoint(directory, allow_missing_mtp=allow_missing_mtp)
     config = checkpoint.config

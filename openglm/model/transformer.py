@@ -161,8 +161,8 @@ class GlmModel(nn.Module):
         """Move every matrix but the embedding into the layout of `ops.cpu`, dropping the original of each before the next.
 
         `to` is the format of the layers' matrices; see `packed_format` for the rest. `only_drafts` says that the MTP layer's output is
-        of use for nothing but drafts, which may then be made with rounded weights and a rounded copy of the head. What `open_packed` opened keeps what it was given.
-        Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
+        of use for nothing but drafts, which may then be made with rounded weights and a rounded copy of the head. What `open_packed`
+        opened keeps what it was given. Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
         layers = []
         for layer in self.layers:
