@@ -191,5 +191,8 @@ size_t linear_bytes(const Linear& w);
 // by the ones that make each row's largest element 448 (fp8) or 127 (int8, w8a8). A source in fp8 holds codes that an fp8 weight
 // takes over, with their scales.
 bool pack_rows(Linear& w, int first, int count, const void* source, DType dtype, const float* scales, bool shared);
+// Rounds all rows of a weight in fp32 or bf16, without its bias, into one of the same size in another format, with all threads. False
+// where they do not fit.
+bool pack_again(Linear& w, const Linear& source);
 
 }  // namespace openglm

@@ -116,6 +116,19 @@ PyObject* pack_rows_of(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return PyBool_FromLong(lossless);
 }
 
+// pack_again(weight, source weight) -> whether it fits without a loss that the format does not bring; see kernels.h
+PyObject* pack_again_of(PyObject*, PyObject* const* items, Py_ssize_t count) {
+    Arguments a(items, count, 2);
+    auto* w = a.capsule<Linear>(kLinear);
+    const auto* source = a.capsule<const Linear>(kLinear);
+    if (a.failed()) return nullptr;
+    bool fits = true;
+    Py_BEGIN_ALLOW_THREADS;
+    fits = pack_again(*w, *source);
+    Py_END_ALLOW_THREADS;
+    return PyBool_FromLong(fits);
+}
+
 // set_bias(weight, bias [n] fp32)
 PyObject* set_bias_of(PyObject*, PyObject* const* items, Py_ssize_t count) {
     Arguments a(items, count, 2);
@@ -600,6 +613,7 @@ PyObject* num_bytes(PyObject*, PyObject* capsule) {
 PyMethodDef methods[] = {
     FAST_AS("new_linear", new_linear_capsule),
     FAST_AS("pack_rows", pack_rows_of),
+    FAST_AS("pack_again", pack_again_of),
     FAST_AS("set_bias", set_bias_of),
     FAST(pack_experts),
     FAST(pack_layer),

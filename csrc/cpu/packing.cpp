@@ -206,4 +206,22 @@ bool pack_rows(Linear& w, int first, int count, const void* source, DType dtype,
     return std::find(lost.begin(), lost.end(), 1) == lost.end();
 }
 
+bool pack_again(Linear& w, const Linear& source) {
+    if (w.n != source.n || w.k != source.k || (source.dtype != DType::f32 && source.dtype != DType::bf16)) return false;
+    std::vector<char> lost(source.panels);
+    parallel_for(source.panels, [&](int panel) {
+        static thread_local std::vector<float> values;
+        values.resize(source.k);
+        for (int column = 0; column < std::min(kPanel, source.n - panel * kPanel); column++) {
+            const Line line{values.data(), source.k, static_cast<size_t>(panel) * kPanel + column, static_cast<size_t>(panel), static_cast<size_t>(column)};
+            for (int i = 0; i < source.k; i++)
+                values[i] = source.dtype == DType::bf16
+                                ? widen_bf16(static_cast<const uint16_t*>(source.data)[pair_place(source, line, i)])
+                                : static_cast<const float*>(source.data)[(line.panel * source.k_padded + i) * kPanel + line.column];
+            if (!store_row(w, line, nullptr)) lost[panel] = 1;
+        }
+    });
+    return std::find(lost.begin(), lost.end(), 1) == lost.end();
+}
+
 }  // namespace openglm

@@ -54,14 +54,16 @@ def load_packed_model(
     *,
     dtype: torch.dtype | None = None,
     to: WeightFormat | None = None,
+    only_drafts: bool = False,
     allow_missing_mtp: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> GlmModel:
     """The packed model in `directory`; it computes in `dtype` (default: the dtype its config names), which fp32 or bf16 must be.
 
-    `to` rounds the layers' matrices (see `GlmModel.pack`); None keeps e4m3 codes where a matrix has them throughout, and else bf16, or fp32
-    where bf16 would lose bits. `progress` is called in the caller's thread. Raises what `load_model` raises.
+    `to` rounds the layers' matrices, and `only_drafts` those of the MTP layer (see `GlmModel.pack`); None keeps e4m3 codes where a matrix
+    has them throughout, and else bf16, or fp32 where bf16 would lose bits. `progress` is called in the caller's thread. Raises what
+    `load_model` raises.
     """
     checkpoint = check_checkpoint(directory, allow_missing_mtp=allow_missing_mtp)
     config = checkpoint.config
@@ -71,7 +73,7 @@ def load_packed_model(
     by_parameter: dict[str, list[Piece]] = {}
     for piece in checkpoint.pieces:
         by_parameter.setdefault(piece.entry.parameter, []).append(piece)
-    opened = model.open_packed(lambda name: _format(name, by_parameter[name], to))
+    opened = model.open_packed(lambda name: _format(name, by_parameter[name], to, only_drafts=only_drafts))
     parameters = dict(model.named_parameters()) | dict(model.named_buffers())
     blocks: list[Block] = []
     others: list[Piece] = []
@@ -98,12 +100,12 @@ def load_packed_model(
             target.restart("float32")
         for _ in _fill(reader, [block for block in blocks if id(block.target) in lossy], wanted, threads):
             pass
-    return model.pack(to)
+    return model.pack(to, only_drafts=only_drafts)
 
 
-def _format(parameter: str, pieces: Sequence[Piece], to: WeightFormat | None) -> WeightFormat:
+def _format(parameter: str, pieces: Sequence[Piece], to: WeightFormat | None, *, only_drafts: bool) -> WeightFormat:
     """The format in which a matrix is begun."""
-    rounded = packed_format(parameter, to)
+    rounded = packed_format(parameter, to, only_drafts=only_drafts)
     if rounded is not None:
         return rounded
     return "fp8" if all(piece.scale is not None for piece in pieces) else "bfloat16"

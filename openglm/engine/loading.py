@@ -64,7 +64,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     if directory is None:
         model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
         if resolved.native_kernels:
-            model.pack(resolved.quantization)
+            model.pack(resolved.quantization, only_drafts=_drafts_with_mtp(resolved))
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
         tokenizer = Tokenizer.from_dir(directory)
@@ -102,10 +102,15 @@ def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp:
         directory,
         dtype=dtype,
         to=resolved.quantization,
+        only_drafts=_drafts_with_mtp(resolved),
         allow_missing_mtp=allow_missing_mtp,
         threads=cores,
         progress=progress,
     )
+
+
+def _drafts_with_mtp(resolved: ResolvedEngineConfig) -> bool:
+    return resolved.num_speculative_tokens > 0 and resolved.speculative_method == "mtp"
 
 
 def core_of(model: GlmModel, config: ResolvedEngineConfig, tokenizer: Tokenizer, *, stop_ids: tuple[int, ...] | None = None) -> EngineCore:

@@ -6,6 +6,7 @@ The model is a plain single-device module. It reads nothing but its weights, the
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -16,14 +17,23 @@ from openglm.config import ModelConfig
 from openglm.model.context import ForwardContext, PagedBatch
 from openglm.model.layers import DecoderLayer, Experts, Linear, Placement, RMSNorm, Router
 
+_UNROUNDED: Final = (None, "float32", "bfloat16")
 
-def packed_format(parameter: str, to: ops.WeightFormat | None) -> ops.WeightFormat | None:
+DRAFT_FORMAT: Final[ops.WeightFormat] = "w8a8"
+"""Of the MTP layer and a second head where they only draft: drafts are checked, so rounding costs a few of them and changes no token."""
+
+
+def packed_format(parameter: str, to: ops.WeightFormat | None, *, only_drafts: bool = False) -> ops.WeightFormat | None:
     """The format of one matrix in a model that is packed `to`; None is bf16, or fp32 where that would lose bits.
+
+    With `only_drafts` the MTP layer's matrices are in `DRAFT_FORMAT`, unless all are rounded anyway.
 
     The head keeps its dtype beside fp8, as in the published FP8 checkpoints, and is int8 beside the integer formats (in w8a8 as its
     layers are): it is a tenth of what one token of GLM-4.5-Air reads, and weighs every logit alike. `eh_proj`, where both inputs of the
     MTP layer meet, is never rounded.
     """
+    if only_drafts and parameter.startswith("mtp.layer.") and to in _UNROUNDED:
+        return DRAFT_FORMAT
     if parameter == "lm_head.weight":
         return "int8" if to in ("int8", "int4") else None if to == "fp8" else to
     return None if parameter == "mtp.eh_proj.weight" and to not in ("float32", "bfloat16") else to
@@ -148,11 +158,12 @@ class GlmModel(nn.Module):
         return opened
 
     @torch.no_grad()
-    def pack(self, to: ops.WeightFormat | None = None) -> GlmModel:
+    def pack(self, to: ops.WeightFormat | None = None, *, only_drafts: bool = False) -> GlmModel:
         """Move every matrix but the embedding into the layout of `ops.cpu`, dropping the original of each before the next.
 
-        `to` is the format of the layers' matrices; see `packed_format` for the rest. What `open_packed` opened keeps what it was given.
-        Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
+        `to` is the format of the layers' matrices; see `packed_format` for the rest. `only_drafts` says that the MTP layer's output is
+        of use for nothing but drafts, which may then be made with rounded weights and a rounded copy of the head. What `open_packed`
+        opened keeps what it was given. Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
         layers = []
         for layer in self.layers:
@@ -162,8 +173,8 @@ class GlmModel(nn.Module):
         if self.mtp is not None:
             self.mtp.packed = ops.PackedMTP(
                 eh=self.mtp.eh_proj.pack(packed_format("mtp.eh_proj.weight", to)),
-                layer=self.mtp.layer.pack(to),
-                head=head,
+                layer=self.mtp.layer.pack(packed_format("mtp.layer.", to, only_drafts=only_drafts)),
+                head=head.rounded(DRAFT_FORMAT) if only_drafts and head.format in _UNROUNDED else head,
                 embedding=self.embed_tokens,
                 enorm=self.mtp.enorm.weight,
                 hnorm=self.mtp.hnorm.weight,

@@ -33,6 +33,17 @@ def logits(model: GlmModel) -> torch.Tensor:
     return torch.cat([model.logits(hidden), model.logits(model.mtp_forward(tokens[1:], hidden, ctx))])
 
 
+@pytest.mark.parametrize("to", [None, "int8"])
+def test_what_only_drafts_is_rounded_and_leaves_the_rest_as_it_was(tmp_path, to):
+    save_model(GlmModel(variant("tiny-air")).init_weights(7), tmp_path / "model", dtype=torch.bfloat16)
+    drafting = load_packed_model(tmp_path / "model", to=to, only_drafts=True)
+    other = load_packed_model(tmp_path / "model", to=to)
+    assert torch.equal(logits(drafting)[:90], logits(other)[:90])  # the trunk's
+    assert drafting.mtp.layer.self_attn.qkv_proj.packed.format == (to or "w8a8")
+    assert drafting.mtp.packed.head.format == (to or "w8a8")
+    assert drafting.lm_head.packed.format == other.lm_head.packed.format
+
+
 @pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["tiny-air", "tiny-355b"])

@@ -53,6 +53,18 @@ def test_linear_equals_fp64_and_its_rows_stand_alone(dtype, rows, k, n):
     assert_close(PackedLinear(weight).logits(x), x.double() @ weight.double().T, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("to", ["fp8", "int8", "int4", "w8a8"])
+def test_a_packed_weight_is_rounded_as_its_original_would_be(dtype, to):
+    x, weight = made(3, 257, dtype=dtype), made(33, 257, dtype=dtype)
+    assert torch.equal(PackedLinear(weight).rounded(to)(x), PackedLinear(weight, to=to)(x))
+
+
+def test_a_rounded_weight_is_not_rounded_again():
+    with pytest.raises(ValueError, match="int8 cannot be packed again"):
+        PackedLinear(made(16, 32, dtype=torch.float32), to="int8").rounded("w8a8")
+
+
 def test_fp32_weights_that_bf16_can_hold_are_packed_as_bf16_and_give_the_same_bits():
     x, weight = made(9, 130, dtype=torch.float32), made(40, 130, dtype=torch.bfloat16).float()
     narrow, wide = PackedLinear(weight), PackedLinear(weight, to="float32")

@@ -98,10 +98,8 @@ def markdown(found: PeerFigures) -> str:
         lines += _table(("openglm", ""), found.workloads, [((f, ""), by) for f, by in shares.items()], "{:.0%}")
         peaks = [f.peak_flops for f in found.figures if f.peak_flops is not None]
         reading = [f.read_bytes_per_second for f in found.figures if f.read_bytes_per_second is not None]
-        lines += [
-            "",
-            f"Ceilings: {min(reading) / 1e9:.0f} to {max(reading) / 1e9:.0f} GB/s, {min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f} GFLOP/s.",
-        ]
+        low, high = ([f"{end(values) / 1e9:.0f}" for values in (reading, peaks)] for end in (min, max))
+        lines += ["", f"Ceilings: {low[0]} to {high[0]} GB/s, {low[1]} to {high[1]} GFLOP/s."]
     if found.loads:
         lines += ["", "## Engines", "", "| engine | format | ready after | version |", "|---|---|---|---|"]
         lines += [f"| {load.engine} | {load.format} | {load.loaded_s:.1f} s | {_cell(load.version)} |" for load in found.loads]

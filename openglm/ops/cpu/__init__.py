@@ -143,6 +143,13 @@ class PackedLinear:
         code = _FP8 if codes else _code(rows)
         return _native.pack_rows(self.handle, first, rows.shape[0], rows.data_ptr(), code, _address(scale), int(with_all_threads))
 
+    def rounded(self, to: WeightFormat) -> PackedLinear:
+        """A copy of all rows, without the bias, in another format; this weight must be in fp32 or bf16."""
+        copy = PackedLinear.empty(self.out_features, self.in_features, to)
+        if not _native.pack_again(copy.handle, self.handle):
+            raise ValueError(f"a weight in {self.format} cannot be packed again in {to}")
+        return copy
+
     def set_bias(self, bias: Tensor) -> None:
         """Keep a copy of bias [N] in fp32."""
         wide = bias.detach().float().contiguous()
