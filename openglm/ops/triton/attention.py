@@ -2,14 +2,15 @@
 
 Two kernels share one loop over pages. Requests with few new tokens (decode, and verification of drafts) go to `_split_kernel`: the G query
 heads of a KV head and all new tokens are the rows of one tile, so KV is read once, and a request's KV is cut into up to 32 splits that
-run side by side and are joined by `_join_kernel`, by their log-sum-exps and in a fixed order. Requests with more go to `_tile_kernel`, in blocks
-of queries that each walk the pages up to their last one. In a mixed batch both are launched and each leaves the other's requests alone, so
-that a decode row does not notice a prefill beside it.
+run side by side and are joined by `_join_kernel`, by their log-sum-exps and in a fixed order. Requests with more go to `_tile_kernel`, in
+blocks of queries that each walk the pages up to their last one. In a mixed batch both are launched and each leaves the other's requests
+alone, so that a decode row does not notice a prefill beside it.
 
-How KV is cut depends on the request's own length alone (`_split_pages`), not on the batch or its upper bounds: a split covers the smallest power of two
-of pages of which 32 suffice. At 1K tokens that makes 16 splits of one page (128 programs for 8 KV heads), at 128K 32 splits of 64 pages (256
-programs, two for each of 132 multiprocessors); partial results then cost 6 KB per split beside 32 KB to 2 MB of bf16 KV. It is taken at
-the request's first new token, so a draft behind it changes nothing unless the row count changes the tile (`_split_rows`), where hardware may add in another order.
+How KV is cut depends on the request's own length alone (`_split_pages`), not on the batch or its upper bounds: a split covers the
+smallest power of two of pages of which 32 suffice. At 1K tokens that makes 16 splits of one page (128 programs for 8 KV heads), at 128K
+32 splits of 64 pages (256 programs, two for each of 132 multiprocessors); partial results then cost 6 KB per split beside 32 KB to 2 MB
+of bf16 KV. It is taken at the request's first new token, so a draft behind it changes nothing unless the row count changes the tile
+(`_split_rows`), where hardware may add in another order.
 
 A page is one tile of 64 keys. FP8 codes become the queries' dtype in registers; a key's scale multiplies its scores, a value's its values.
 
@@ -353,8 +354,8 @@ def paged_attention(
     page_table [R, P] are each request's pages in order. `max_query_len` and `max_kv_len` are upper bounds, so a graph can replay with other
     lengths. Rows of a request whose KV length is 0, and rows behind the last request, are zeros. Nothing is read back by the host.
 
-    `exact` says that the bounds of a lone request are its lengths. Only then, and on NVIDIA, a long chunk goes to torch's fused attention, which
-    is half again as fast as Triton's at a head dim of 128; it adds in another order.
+    `exact` says that the bounds of a lone request are its lengths. Only then, and on NVIDIA, a long chunk goes to torch's fused
+    attention, which is half again as fast as Triton's at a head dim of 128; it adds in another order.
     """
     data = kv_tensors(kv)[0]
     num_tokens, num_heads, head_dim = queries.shape

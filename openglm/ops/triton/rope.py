@@ -4,8 +4,8 @@ A program owns one token and a few heads that are all queries, all keys or all v
 rotated dims, which comes from the cache and spares an exchange between threads. At batch 1 there is one head per program, so that
 112 heads spread over as many multiprocessors; in prefill four, because then there are more programs than the device can hold anyway.
 
-Every step rounds to the dtype of `qkv` where `ops.reference.rope` does, so the two differ only where the mean of squares is summed in another
-order or the compiler contracts a multiplication and an addition.
+Every step rounds to the dtype of `qkv` where `ops.reference.rope` does, so the two differ only where the mean of squares is summed in
+another order or the compiler contracts a multiplication and an addition.
 
 Shape legend: T tokens, Hq query heads, Hkv key/value heads, D head dim, pages of 64 slots.
 """
@@ -113,10 +113,9 @@ def _rope_kernel(
             if Q_NORM:
                 values = _norm(values, rstd, q_norm, dims, in_head, dtype)
                 partners = _norm(partners, rstd, q_norm, partner_dims, in_head, dtype)
-        else:
-            if K_NORM:
-                values = _norm(values, rstd, k_norm, dims, in_head, dtype)
-                partners = _norm(partners, rstd, k_norm, partner_dims, in_head, dtype)
+        elif K_NORM:
+            values = _norm(values, rstd, k_norm, dims, in_head, dtype)
+            partners = _norm(partners, rstd, k_norm, partner_dims, in_head, dtype)
         angle = table + tl.load(positions + token).to(tl.int64) * (2 * HALF) + dims % HALF
         cos = tl.load(angle, mask=turned, other=1.0).to(dtype).to(tl.float32)[None, :]
         sin = tl.load(angle + HALF, mask=turned, other=0.0).to(dtype).to(tl.float32)[None, :]
@@ -131,16 +130,16 @@ def _rope_kernel(
         kind = is_value.to(tl.int64)
         own = heads - NUM_HEADS - kind * NUM_KV_HEADS
         places = (kind * NUM_KV_HEADS + own) * PAGE + slot % PAGE  # [BH], of the page's vectors
-        out = kv + slot // PAGE * kv_stride + places[:, None] * D + dims[None, :]
+        target = kv + slot // PAGE * kv_stride + places[:, None] * D + dims[None, :]
         values = values.to(dtype).to(tl.float32)
         if FP8:
             scale = tl.max(tl.abs(values), 1) / 448.0
             scale = tl.where(scale == 0, 1.0, scale)
-            codes = tl.div_rn(values, tl.broadcast_to(scale[:, None], values.shape))
-            tl.store(out, _encode_e4m3(codes), mask=in_head[None, :])
+            numbers = tl.div_rn(values, tl.broadcast_to(scale[:, None], values.shape))
+            tl.store(target, _encode_e4m3(numbers), mask=in_head[None, :])
             tl.store(scales + slot // PAGE * scale_stride + places, scale)
         else:
-            tl.store(out, values.to(kv.dtype.element_ty), mask=in_head[None, :])
+            tl.store(target, values.to(kv.dtype.element_ty), mask=in_head[None, :])
 
 
 def rope_and_write(
@@ -159,8 +158,8 @@ def rope_and_write(
     """qkv [T, (Hq + 2 Hkv) D] -> queries [T, Hq, D]; keys and values go to `slots` [T] (page * 64 + offset) of kv [pages, 2, Hkv, 64, D].
 
     Computes `ops.reference.rope.rope_and_write` after adding bias [(Hq + 2 Hkv) D]. rope_table [P, 2, rotary_dim / 2] fp32 is the whole
-    table, of which row positions[t] turns token t. A slot below 0 writes nothing: those are the padding rows of a CUDA graph, whose position
-    must still be one of the table. Nothing is read back by the host.
+    table, of which row positions[t] turns token t. A slot below 0 writes nothing: those are the padding rows of a CUDA graph, whose
+    position must still be one of the table. Nothing is read back by the host.
     """
     data = kv_tensors(kv)[0]
     num_kv_heads, head_dim = data.shape[2], data.shape[4]

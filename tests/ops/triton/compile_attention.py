@@ -1,6 +1,7 @@
-"""Compiles the kernels of rope and attention at real shapes for GPUs that need not be here; run by test_compile_attention in a process of its own.
+"""Compiles the kernels of rope and attention at real shapes for GPUs that need not be here: `python compile_attention.py sm_90
+rope,split,tile`.
 
-Prints one JSON line per kernel: name, target, shared memory in bytes, registers spilled where the backend tells.
+Prints one JSON line per kernel: name, target, shared memory in bytes.
 """
 
 import json
@@ -16,7 +17,7 @@ REAL = {"G": 12, "NUM_KV_HEADS": 8, "D": 128, "BLOCK_D": 128, "PAGE": 64, "UPCAS
 
 
 def build(name, kernel, types, constants, target, **options):
-    types = {**types, **{key: "constexpr" for key in constants}}
+    types = {**types, **dict.fromkeys(constants, "constexpr")}
     source = ASTSource(fn=kernel, signature={key: types[key] for key in kernel.arg_names}, constexprs=constants)
     compiled = compile(source, target=TARGETS[target], options=options)
     print(json.dumps({"kernel": name, "target": target, "shared": compiled.metadata.shared}), flush=True)

@@ -47,9 +47,7 @@ def expected(case, counts, lengths):
     starts = offsets[: len(counts) + 1].tolist()
     if isinstance(kv, Fp8KV):
         kv = kv.data.double() * kv.scales.unsqueeze(-1).double()
-    return reference(
-        queries.double(), kv.double(), query_starts=starts, kv_lengths=lengths, page_table=table % 2**40, scale=0.3
-    ).float()
+    return reference(queries.double(), kv.double(), query_starts=starts, kv_lengths=lengths, page_table=table % 2**40, scale=0.3).float()
 
 
 @pytest.mark.parametrize("fp8", [False, True])

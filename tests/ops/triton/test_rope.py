@@ -47,9 +47,7 @@ def test_equals_the_reference(num_tokens, dtype, dim, rotary, kind):
         ours, theirs = pages(dtype, dim, kind), pages(dtype, dim, kind)
         common = {"num_heads": HEADS, "q_norm": q_norm if normed else None, "k_norm": k_norm if normed else None, "eps": 1e-5}
         expected = reference(qkv + bias if biased else qkv, **common, rope=table[positions], slots=slots, kv=theirs)
-        got = rope_and_write(
-            qkv, **common, rope_table=table, positions=positions, slots=slots, kv=ours, bias=bias if biased else None
-        )
+        got = rope_and_write(qkv, **common, rope_table=table, positions=positions, slots=slots, kv=ours, bias=bias if biased else None)
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
         assert dtype != torch.float16 or (got == expected).float().mean() > 0.98  # the interpreter cuts bf16 off instead of rounding
         if kind == "fp8":
@@ -81,9 +79,7 @@ def test_damage_stays_visible_in_fp8_pages():
     qkv[0, -1], qkv[1, -1] = float("nan"), float("inf")
     kv = pages(torch.float32, 16, "fp8")
     table = rope_table(500, 8, 10000.0)
-    rope_and_write(
-        qkv, num_heads=HEADS, q_norm=None, k_norm=None, eps=1e-5, rope_table=table, positions=positions, slots=slots, kv=kv
-    )
+    rope_and_write(qkv, num_heads=HEADS, q_norm=None, k_norm=None, eps=1e-5, rope_table=table, positions=positions, slots=slots, kv=kv)
     read = (kv.data.float() * kv.scales.unsqueeze(-1))[slots // 64, 1, -1, slots % 64]
     assert read.isfinite().all(-1).tolist() == [False, False, True]
 
