@@ -50,11 +50,20 @@ def expected(case, counts, lengths):
     return reference(queries.double(), kv.double(), query_starts=starts, kv_lengths=lengths, page_table=table % 2**40, scale=0.3).float()
 
 
-@pytest.mark.parametrize("fp8", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+MIXED = ((1, 12, 3), (100, 12, 131))
+
+
 @pytest.mark.parametrize(
-    ("counts", "lengths"),
-    [((1,), (1,)), ((1, 1, 1), (64, 65, 200)), ((2, 4, 1), (130, 64, 63)), ((1, 45, 3), (100, 45, 131)), ((70,), (150,))],
+    ("counts", "lengths", "dtype", "fp8"),
+    [
+        ((1,), (1,), torch.float32, False),
+        ((1, 1, 1), (64, 65, 200), torch.float32, True),
+        ((2, 4, 1), (130, 64, 63), torch.float16, False),
+        ((2, 4, 1), (130, 64, 63), torch.float16, True),
+        (*MIXED, torch.float32, False),
+        (*MIXED, torch.bfloat16, True),
+        ((70,), (150,), torch.bfloat16, False),
+    ],
 )
 def test_equals_the_reference(counts, lengths, dtype, fp8):
     case = make_case(counts, lengths, dtype=dtype, fp8=fp8)
