@@ -318,7 +318,7 @@ class DecoderLayer(nn.Module):
             slots=batch.slots,
             kv=batch.kv[self.self_attn.layer],
             offsets=batch.offsets,
-            num_requests=len(batch.kv_lengths),
+            num_requests=batch.num_requests,
             page_table=batch.page_table,
         )
 

@@ -182,7 +182,7 @@ class GlmModel(nn.Module):
             slots=batch.slots,
             kv=batch.kv[: len(self.layers)],
             offsets=batch.offsets,
-            num_requests=len(batch.kv_lengths),
+            num_requests=batch.num_requests,
             page_table=batch.page_table,
         )
 
