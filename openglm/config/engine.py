@@ -65,6 +65,12 @@ class EngineConfig:
     """"auto" is the model's dtype. "fp8" (e4m3, one scale per token and head) holds about twice the tokens of bf16, not bit for bit."""
     kv_offloading_size: float = 0.0
     """GiB of host memory for pages that the KV cache has no room for any more."""
+    gpu_memory_utilization: float | None = None
+    """Share of the GPU's whole memory that the engine may take: weights, KV cache, activations and graphs. None is 0.9 of what is free."""
+    mem_fraction_static: float | None = None
+    """Share of the memory that is free before loading for weights and KV cache alone; activations and graphs live in the rest."""
+    enforce_eager: bool = False
+    """Launch every kernel of every step instead of replaying graphs."""
     enable_prefix_caching: bool = True
     deterministic: bool | None = None
     """Results of a request do not depend, bit for bit, on what else is in the batch."""
@@ -153,6 +159,7 @@ class ResolvedEngineConfig:
     speculative_method: SpeculativeMethod = "mtp"
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
+    enforce_eager: bool = False
 
 
 @dataclass(frozen=True)
