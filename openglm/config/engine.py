@@ -153,19 +153,25 @@ class ResolvedEngineConfig:
     speculative_method: SpeculativeMethod = "mtp"
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
+    device_kernels: bool = False
+    """The GPU kernels (`openglm.ops.triton`) run the model."""
+    host_experts: tuple[int, ...] | None = None
+    """How many experts of each KV layer stay in host memory (see `config.offload`); None is none."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """What the engine may use: the device's name ("cpu", "cuda"), processor cores, and memory of that device in bytes.
 
-    `native_kernels` names the instruction set of the native CPU kernels, None where there are none.
+    `native_kernels` names the instruction set of the native CPU kernels, None where there are none; `device_kernels` says whether those of
+    the GPU can be compiled, for which Triton must be installed.
     """
 
     device: str
     cores: int
     memory_bytes: int
     native_kernels: str | None = None
+    device_kernels: bool = False
 
     @property
     def multiplies_bf16(self) -> bool:
@@ -203,7 +209,8 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
             "raise it or lower max_num_seqs"
         )
 
-    native = _native_kernels(config, model, machine, dtype, reasons)
+    on_gpu = _device_kernels(config, model, machine, reasons)
+    native = not on_gpu and _native_kernels(config, model, machine, dtype, reasons)
 
     kv_cache_dtype = _kv_cache_dtype(config, dtype)
     max_model_len, num_pages = _cache_size(config, model, machine, dtype, kv_cache_dtype, max_num_seqs, parameters, reasons)
@@ -244,6 +251,7 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         speculative_method=config.speculative_method,
         prompt_lookup_max=config.prompt_lookup_max or config.prompt_lookup_min or 4,
         prompt_lookup_min=config.prompt_lookup_min or config.prompt_lookup_max or 2,
+        device_kernels=on_gpu,
     )
     return resolved, tuple(reasons)
 
@@ -283,6 +291,30 @@ def _num_drafts(config: EngineConfig, model: ModelConfig, max_num_seqs: int, rea
         f"num_speculative_tokens 0 to {most}: the depth follows measured acceptance and time; deeper drafts are hardly ever right"
     )
     return most
+
+
+def _device_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, reasons: list[str]) -> bool:
+    """Whether the GPU kernels run this model; the torch reference does where they do not."""
+    if machine.device == "cpu" or config.native_kernels:
+        return False
+    obstacle = None
+    if config.native_kernels is False:
+        obstacle = "native_kernels is False"
+    elif config.deterministic:
+        obstacle = "deterministic asks for the fixed row tiles of the torch reference"
+    elif not machine.device_kernels:
+        obstacle = "Triton is not installed; install openglm[gpu]"
+    elif model.n_group > 1 or model.n_shared_experts > 1:
+        obstacle = "the model's shape is outside what they cover"
+    if obstacle is not None:
+        if config.quantization:
+            raise ConfigError(f"quantization needs the GPU kernels, which cannot run here: {obstacle}")
+        reasons.append(f"torch reference instead of the GPU kernels: {obstacle}")
+        return False
+    if config.quantization not in (None, "fp8"):
+        raise ConfigError(f"quantization {config.quantization} is one of the CPU kernels'; on {machine.device} use fp8")
+    reasons.append("GPU kernels: Triton is installed and they cover this model")
+    return True
 
 
 def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, dtype: DType, reasons: list[str]) -> bool:

@@ -59,8 +59,8 @@ def plan_offload(
 ) -> OffloadPlan:
     """Keep in host memory what `device_bytes` have no room for.
 
-    `layer_weight_bytes` is the size of a number in the layers' matrices, `table_weight_bytes` of one in embedding and head. With `drafts` the
-    MTP layer is the last to leave the device, without it the first. Raises `ConfigError` when device and host together are too small.
+    `layer_weight_bytes` is the size of a number in the layers' matrices, `table_weight_bytes` of one in embedding and head. With `drafts`
+    the MTP layer is the last to leave the device, without them the first. Raises `ConfigError` when device and host are too small.
     """
     if min(bandwidths.device, bandwidths.host) <= 0 or bandwidths.round_trip_s < 0:
         raise ConfigError("bandwidths must be positive")

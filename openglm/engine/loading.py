@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -63,7 +64,7 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     tokenizer: Tokenizer | None = None
     if directory is None:
         model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
-        if resolved.native_kernels:
+        if resolved.native_kernels or resolved.device_kernels:
             model.pack(resolved.quantization)
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
@@ -96,12 +97,14 @@ def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp:
             tell(f"loading weights, {told} %")
 
     dtype = getattr(torch, resolved.dtype)
-    if not resolved.native_kernels:
+    if not (resolved.native_kernels or resolved.device_kernels):
         return load_model(directory, dtype=dtype, device=resolved.device, allow_missing_mtp=allow_missing_mtp, progress=progress)
     return load_packed_model(
         directory,
         dtype=dtype,
         to=resolved.quantization,
+        device=resolved.device,
+        host_experts=resolved.host_experts,
         allow_missing_mtp=allow_missing_mtp,
         threads=cores,
         progress=progress,
@@ -168,7 +171,7 @@ def this_machine(device: str = "auto") -> Machine:
     if device.partition(":")[0] != "cuda" or not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not usable here; use auto, cpu or cuda")
     free, _ = torch.cuda.mem_get_info(device)
-    return Machine(device, os.cpu_count() or 1, free)
+    return Machine(device, os.cpu_count() or 1, free, device_kernels=importlib.util.find_spec("triton") is not None)
 
 
 def warm_up(core: EngineCore) -> None:

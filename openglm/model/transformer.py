@@ -152,6 +152,11 @@ class GlmModel(nn.Module):
         """Whether the weights were handed to kernels, of the CPU or of a device, so that the model can only infer."""
         return self.packed is not None
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a step of the trunk can be captured in a CUDA graph: device kernels run it and no layer waits for host memory."""
+        return self.packed is not None and not isinstance(self.packed, ops.PackedTrunk) and self.packed.capturable
+
     def on_device(self, *, host_experts: Sequence[int] | None = None) -> DeviceWeights:
         """The way to the kernels of a GPU (`openglm.ops.triton`), for `pack` or a loader; needs Triton to be closed.
 
