@@ -32,14 +32,14 @@ SHORTEST_CONTEXT = 2048  # tokens; the bounds of context lengths are this, four 
 MAX_GRAPHS = 96
 
 Outputs = tuple[Tensor, Tensor]
-"""Hidden states [T, H] and logits [T, vocab]: the same memory at every replay."""
+"""Hidden states [T, H] and logits [T, vocab]."""
 
 
 class GraphDevice(Protocol):
     """What graphs need of a device."""
 
-    def capture(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
-        """Record what `run` does; returns what replays it, and the tensors in which its results appear."""
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
+        """Record what `run` does, which leaves its results in memory of its own; returns what replays it."""
         ...
 
     def staging(self, size: int) -> Tensor:
@@ -62,7 +62,7 @@ class CudaGraphs:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
-    def capture(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         """Run twice beside the current stream, so that kernels are compiled and tuned, then record."""
         beside = torch.cuda.Stream(self._device)
         beside.wait_stream(torch.cuda.current_stream(self._device))
@@ -73,8 +73,8 @@ class CudaGraphs:
         torch.cuda.synchronize(self._device)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            outputs = run()
-        return graph.replay, outputs
+            run()
+        return graph.replay
 
     def staging(self, size: int) -> Tensor:
         """Pinned memory."""
@@ -134,6 +134,10 @@ class StepGraphs:
         self._requests = _doubling(1, max_num_seqs)
         self._rows = list(range(1, max_rows_each + 1))
         self._contexts = _doubling(min(SHORTEST_CONTEXT, max_model_len), max_model_len, factor=4)
+        rows = max_num_seqs * max_rows_each
+        dtype, config = model.norm.weight.dtype, model.config
+        self._hidden = torch.zeros(rows, config.hidden_size, dtype=dtype, device=table.device)  # of whichever graph ran last
+        self._logits = torch.zeros(rows, config.vocab_size, device=table.device)
         self._graphs: dict[Shape, StepGraph] = {}
         self._refused: set[Shape] = set()
         self.memory_bytes = 0
@@ -168,7 +172,8 @@ class StepGraphs:
             return None
         before = self._device.used_bytes()
         try:
-            graph = StepGraph(self._model, self._device, shape, table=self._table, kv=self._kv, row_tile=self._row_tile)
+            outputs = (self._hidden, self._logits)
+            graph = StepGraph(self._model, self._device, shape, outputs, table=self._table, kv=self._kv, row_tile=self._row_tile)
         except torch.OutOfMemoryError:
             self._refused.add(shape)
             logger.warning("no memory for a graph of %d requests with %d rows; such steps run without one", *shape[:2])
@@ -182,8 +187,17 @@ class StepGraph:
     """A recorded step and its inputs. `max_new_pages` may be entered into the page table with a step."""
 
     def __init__(
-        self, model: GlmModel, device: GraphDevice, shape: Shape, *, table: Tensor, kv: Seq[KVLayer], row_tile: int | None
+        self,
+        model: GlmModel,
+        device: GraphDevice,
+        shape: Shape,
+        outputs: Outputs,
+        *,
+        table: Tensor,
+        kv: Seq[KVLayer],
+        row_tile: int | None,
     ) -> None:
+        """`outputs` is memory for the results of the largest graph, which all of them write."""
         requests, rows_each, max_kv_len = shape
         rows = requests * rows_each
         width = -(-max_kv_len // PAGE_SIZE)
@@ -201,7 +215,9 @@ class StepGraph:
         tokens, positions, slots, offsets, table_rows, cells, pages = self._inputs.split(self._sizes)
         self._fill(StepInputs((), (), (), (0,), (), (), ()))  # nothing but padding: recording writes no KV
 
-        def run() -> Outputs:
+        self._outputs = hidden_out, logits_out = outputs[0][:rows], outputs[1][:rows]
+
+        def run() -> None:
             table.view(-1).scatter_(0, cells, pages)
             attention = PagedBatch.static(
                 offsets=offsets,
@@ -212,9 +228,10 @@ class StepGraph:
                 kv=kv,
             )
             hidden = model(tokens, ForwardContext(positions, attention, row_tile=row_tile, native=model.is_packed))
-            return hidden, model.logits(hidden, row_tile=row_tile)
+            hidden_out.copy_(hidden)
+            logits_out.copy_(model.logits(hidden, row_tile=row_tile))
 
-        self._replay, self._outputs = device.capture(run)
+        self._replay = device.capture(run)
 
     def run(self, inputs: StepInputs) -> Outputs:
         """Hidden states [T, H], which stay, and logits [T, vocab], which the next run of any graph overwrites."""

@@ -71,7 +71,7 @@ class Runner:
         max_pages = -(-config.max_model_len // PAGE_SIZE)
         self._table = torch.zeros(config.max_num_seqs + 1, max_pages, dtype=torch.int64, device=self.device)  # the last row is nobody's
         self._filled = [(0, 0)] * config.max_num_seqs  # per row: admission of the sequence in it, pages copied
-        if graph_device is None and self.device.type == "cuda" and self.native and not config.enforce_eager:
+        if graph_device is None and self.device.type == "cuda" and model.capturable and not config.enforce_eager:
             graph_device = CudaGraphs(self.device)
         self.graphs: StepGraphs | None = None
         if graph_device is not None:

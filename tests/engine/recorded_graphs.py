@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from openglm.engine.graphs import Outputs
 from openglm.model import ForwardContext, GlmModel, PagedBatch
 
 
 class RecordedGraphs:
-    """Stands for the device. Results are written into the tensors of the first run, as a graph does; each run counts."""
+    """Stands for the device. What a graph replays, it calls again."""
 
     def __init__(self, *, bytes_per_graph: int = 1000, out_of_memory_after: int | None = None) -> None:
         self.num_captured = 0
         self.waits = 0
         self._bytes, self._limit = bytes_per_graph, out_of_memory_after
 
-    def capture(self, run: Callable[[], Outputs]) -> tuple[Callable[[], None], Outputs]:
+    def capture(self, run: Callable[[], None]) -> Callable[[], None]:
         if self.num_captured == self._limit:
             raise torch.OutOfMemoryError("no room for another graph")
         self.num_captured += 1
-        outputs = run()
-
-        def replay() -> None:
-            for static, new in zip(outputs, run(), strict=True):
-                static.copy_(new)
-
-        return replay, outputs
+        run()
+        return run
 
     def staging(self, size: int) -> Tensor:
         return torch.full((size,), -(2**40), dtype=torch.int64)
@@ -63,7 +58,7 @@ class ReadsLengths(torch.nn.Module):
         rows = starts[-1]
         assert lengths[present:] == [0] * (num - present), "padding comes last"
         assert starts[present:] == [rows] * (num + 1 - present), "padding has no rows"
-        assert all(b - a <= batch.max_query_len for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= batch.max_query_len for a, b in pairwise(starts))
         assert max(lengths) <= batch.max_kv_len
         assert batch.slots[rows:].eq(-1).all() and batch.slots[:rows].ge(0).all()
         hidden = torch.full((tokens.shape[0], self.config.hidden_size), float("nan"), dtype=self.inner.norm.weight.dtype)
@@ -80,6 +75,10 @@ class ReadsLengths(torch.nn.Module):
 
     def logits(self, hidden: Tensor, *, row_tile: int | None = None) -> Tensor:
         return self.inner.logits(hidden, row_tile=row_tile)
+
+    @property
+    def norm(self):
+        return self.inner.norm
 
     @property
     def mtp(self):
