@@ -43,8 +43,8 @@ def cache_bytes(
         asked = int(gpu_memory_utilization * memory.total)
         if asked > memory.free:
             raise ConfigError(
-                f"gpu_memory_utilization {gpu_memory_utilization:g} of {_gib(memory.total)} is {_gib(asked)}, and {_gib(memory.free)} are free; "
-                "lower it or free the GPU"
+                f"gpu_memory_utilization {gpu_memory_utilization:g} of {_gib(memory.total)} is {_gib(asked)}, and "
+                f"{_gib(memory.free)} are free; lower it or free the GPU"
             )
         room = asked - weights - working - graphs
         share = f"gpu_memory_utilization {gpu_memory_utilization:g} of {_gib(memory.total)}"

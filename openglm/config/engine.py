@@ -503,8 +503,8 @@ def _offload(
     left = max(whole.device_bytes - fit * expert, 0)
     plan = plan_offload(model, **sizes, device_bytes=left, host_bytes=host_bytes + expert, bandwidths=machine.bandwidths, drafts=drafts > 0)
     reasons.append(
-        f"cpu_offload_gb {config.cpu_offload_gb:g}: {sum(plan.host_experts)} experts ({plan.host_bytes / 2**30:.1f} GiB) are computed by the "
-        f"CPU; at most {plan.tokens_per_second:.1f} tok/s are predicted for one request without drafts, "
+        f"cpu_offload_gb {config.cpu_offload_gb:g}: {sum(plan.host_experts)} experts ({plan.host_bytes / 2**30:.1f} GiB) are computed by "
+        f"the CPU; at most {plan.tokens_per_second:.1f} tok/s are predicted for one request without drafts, "
         f"{whole.tokens_per_second:.1f} without offload"
     )
     return plan

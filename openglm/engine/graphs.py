@@ -167,6 +167,7 @@ class StepGraphs:
                 if shape not in self._graphs:
                     self._record(shape)
 
+    @torch.inference_mode()
     def _record(self, shape: Shape) -> StepGraph | None:
         if shape in self._refused or len(self._graphs) >= MAX_GRAPHS:
             return None
@@ -174,9 +175,9 @@ class StepGraphs:
         try:
             outputs = (self._hidden, self._logits)
             graph = StepGraph(self._model, self._device, shape, outputs, table=self._table, kv=self._kv, row_tile=self._row_tile)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # no memory, or an operation that cannot be captured; what broke the device breaks the step as well
             self._refused.add(shape)
-            logger.warning("no memory for a graph of %d requests with %d rows; such steps run without one", *shape[:2])
+            logger.warning("no graph of %d requests with %d rows: %s; such steps run without one", *shape[:2], error)
             return None
         self.memory_bytes += max(0, self._device.used_bytes() - before)
         self._graphs[shape] = graph

@@ -114,7 +114,7 @@ def test_offloaded_experts_make_room_and_the_speed_is_predicted():
         ({"bandwidths": None}, 1.0, "measured"),
         ({}, 400.0, "three quarters"),
         ({}, 0.001, "not even one expert"),
-        ({"host_bytes": 0}, 1000.0, "."),
+        ({"host_bytes": 0}, 1000.0, "even without a single expert"),
     ],
 )
 def test_an_offload_that_cannot_be_is_refused(changes, size, words):
