@@ -1,8 +1,9 @@
-"""Loading a model straight into the packed weights of the native kernels, for models that fill most of the memory.
+"""Loading a model straight into the weights of its kernels, on the CPU or on a device, for models that fill most of the memory.
 
 No matrix ever exists unpacked: each is cut into blocks of rows of about two megabytes, and several threads read a block, round it and store
-it in panel order (`ops.cpu`), in the order in which the blocks lie in the files. So the peak is the packed weights plus a few blocks per
-thread. Everything else of a model - embedding, norms, biases, routers - goes into its parameters.
+it where it stays (in panel order for `ops.cpu`, in plain rows on a device), in the order in which the blocks lie in the files. So the peak
+is the packed weights plus a few blocks per thread. Everything else of a model - embedding, norms, biases, routers - goes into its
+parameters.
 
 FP8 checkpoints keep their codes: the bytes of a weight are moved, not computed. What is checked before anything is read is the same as
 in `load_model`.
@@ -25,6 +26,7 @@ from torch import Tensor
 from openglm.checkpoint.load import Piece, Progress, check_checkpoint, in_file_order, read_piece
 from openglm.checkpoint.reader import DTYPES, Reader, StoredTensor
 from openglm.model import GlmModel
+from openglm.model.device_weights import Target
 from openglm.model.transformer import packed_format
 from openglm.ops import PackedLinear, WeightFormat
 
@@ -40,7 +42,7 @@ class Block:
     scale: StoredTensor | None
     first: int
     last: int
-    target: PackedLinear
+    target: Target
     at: int
 
     @property
@@ -55,25 +57,32 @@ def load_packed_model(
     dtype: torch.dtype | None = None,
     to: WeightFormat | None = None,
     only_drafts: bool = False,
+    device: torch.device | str = "cpu",
+    host_experts: Sequence[int] | None = None,
     allow_missing_mtp: bool = False,
     threads: int = 1,
     progress: Progress | None = None,
 ) -> GlmModel:
     """The packed model in `directory`; it computes in `dtype` (default: the dtype its config names), which fp32 or bf16 must be.
 
-    `to` rounds the layers' matrices, and `only_drafts` those of the MTP layer (see `GlmModel.pack`); None keeps e4m3 codes where a matrix
-    has them throughout, and else bf16, or fp32 where bf16 would lose bits. `progress` is called in the caller's thread. Raises what
-    `load_model` raises.
+    `to` rounds the layers' matrices, and for the CPU kernels `only_drafts` those of the MTP layer (see `GlmModel.pack`); None keeps e4m3
+    codes where a matrix has them throughout, and else bf16, or fp32 where bf16 would lose bits; on a device, it is the model's `dtype`,
+    which may be fp16 there. `host_experts` says how many experts of each KV layer stay in host memory, for the CPU kernels; it may be
+    given for a device, and asks for the device kernels by itself. `progress` is called in the caller's thread. Raises what `load_model`
+    raises.
     """
     checkpoint = check_checkpoint(directory, allow_missing_mtp=allow_missing_mtp)
     config = checkpoint.config
     wanted = dtype or getattr(torch, config.dtype)
-    model = GlmModel(config, dtype=wanted, matrices_later=True)
+    device = torch.device(device)
+    model = GlmModel(config, device=device, dtype=wanted, matrices_later=True)
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     by_parameter: dict[str, list[Piece]] = {}
     for piece in checkpoint.pieces:
         by_parameter.setdefault(piece.entry.parameter, []).append(piece)
-    opened = model.open_packed(lambda name: _format(name, by_parameter[name], to, only_drafts=only_drafts))
+    on_device = None if device.type == "cpu" and host_experts is None else model.on_device(host_experts=host_experts)
+    only_drafts = only_drafts and on_device is None
+    opened = (on_device or model).open_packed(lambda name: _format(name, by_parameter[name], to, only_drafts=only_drafts))
     parameters = dict(model.named_parameters()) | dict(model.named_buffers())
     blocks: list[Block] = []
     others: list[Piece] = []
@@ -90,17 +99,20 @@ def load_packed_model(
             if progress is not None:
                 progress(done, total)
         lossy: dict[int, PackedLinear] = {}
-        for block, fits in _fill(reader, blocks, wanted, threads):
+        for block, fits in _fill(reader, blocks, wanted, threads, pinned=device.type == "cuda"):
             done += block.num_bytes
-            if not fits:
+            if not fits and isinstance(block.target, PackedLinear):
                 lossy[id(block.target)] = block.target
             if progress is not None:
                 progress(done, total)
         for target in lossy.values():
             target.restart("float32")
-        for _ in _fill(reader, [block for block in blocks if id(block.target) in lossy], wanted, threads):
+        for _ in _fill(reader, [block for block in blocks if id(block.target) in lossy], wanted, threads, pinned=False):
             pass
-    return model.pack(to, only_drafts=only_drafts)
+    if on_device is None:
+        return model.pack(to, only_drafts=only_drafts)
+    on_device.close()
+    return model
 
 
 def _format(parameter: str, pieces: Sequence[Piece], to: WeightFormat | None, *, only_drafts: bool) -> WeightFormat:
@@ -111,7 +123,7 @@ def _format(parameter: str, pieces: Sequence[Piece], to: WeightFormat | None, *,
     return "fp8" if all(piece.scale is not None for piece in pieces) else "bfloat16"
 
 
-def _blocks(piece: Piece, targets: Sequence[PackedLinear], rows_per_expert: int) -> Iterator[Block]:
+def _blocks(piece: Piece, targets: Sequence[Target], rows_per_expert: int) -> Iterator[Block]:
     """Cut a stored tensor where packed weights begin, and into pieces of a few megabytes."""
     entry = piece.entry
     width = piece.stored.shape[-1]
@@ -129,10 +141,10 @@ def _blocks(piece: Piece, targets: Sequence[PackedLinear], rows_per_expert: int)
         first = last
 
 
-def _fill(reader: Reader, blocks: Sequence[Block], dtype: torch.dtype, threads: int) -> Iterator[tuple[Block, bool]]:
+def _fill(reader: Reader, blocks: Sequence[Block], dtype: torch.dtype, threads: int, *, pinned: bool) -> Iterator[tuple[Block, bool]]:
     """Fill all blocks on several threads; yields each with whether its format could hold it."""
     waiting: dict[Future[bool], Block] = {}
-    scratch = _Scratch()
+    scratch = _Scratch(pinned)
     with ThreadPoolExecutor(max(1, threads)) as pool:
         try:
             for block in blocks:
@@ -154,13 +166,16 @@ def _finished(waiting: dict[Future[bool], Block]) -> Iterator[tuple[Block, bool]
 class _Scratch(threading.local):
     """Memory of one thread for the block it is at: what is allocated anew for every block, the allocator keeps."""
 
-    memory = torch.empty(0, dtype=torch.uint8)
+    def __init__(self, pinned: bool) -> None:
+        """`pinned`: page-locked, which copies to a device faster. Called in every thread that uses it."""
+        self.pinned = pinned
+        self.memory = torch.empty(0, dtype=torch.uint8)
 
     def tensor(self, rows: int, width: int, dtype: torch.dtype) -> Tensor:
         """An uninitialised matrix [rows, width], until the next call."""
         num_bytes = rows * width * dtype.itemsize
         if len(self.memory) < num_bytes:
-            self.memory = torch.empty(num_bytes, dtype=torch.uint8)
+            self.memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self.pinned)
         return self.memory[:num_bytes].view(dtype).view(rows, width)
 
 

@@ -70,7 +70,6 @@ Meaning = Rename | Accept | Refuse | Draft
 
 _ONE_DEVICE: Final = "this build runs on one device; leave the flag out or give 1"
 _MTP_ONLY: Final = "only the model's own MTP layer and prompt lookup (ngram) draft; say how far with --num-speculative-tokens"
-_CACHE_SIZE: Final = "no effect: the KV cache is sized to the machine, or by --kv-cache-tokens"
 _ALWAYS_PARSED: Final = "not needed: GLM's thinking and tool calls are always parsed"
 _ONE_POLICY: Final = "requests run by priority, then first come, first served; leave the flag out"
 _BY_PRIORITY: Final = "no effect: a request's `priority` is always honoured, lower values run first, equal ones first come, first served"
@@ -133,9 +132,7 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "-b": Rename("--max-num-batched-tokens"),
     "--num-gpu-blocks-override": Refuse("say how many tokens the KV cache holds with --kv-cache-tokens, 64 a block"),
     "--kv-cache-memory-bytes": Refuse("say how many tokens the KV cache holds with --kv-cache-tokens; the banner shows what they take"),
-    "--device-memory-utilization": Accept(_CACHE_SIZE, values=None),
-    "--gpu-memory-utilization": Accept(_CACHE_SIZE, values=None),
-    "--mem-fraction-static": Accept(_CACHE_SIZE, values=None),
+    "--device-memory-utilization": Rename("--gpu-memory-utilization"),
     "--hicache-size": Rename("--kv-offloading-size"),
     "--hicache-ratio": Refuse("say how large the host tier may be, in GiB, with --kv-offloading-size"),
     "--enable-hierarchical-cache": Accept("no effect of its own: the host tier is there when --kv-offloading-size (GiB) is given"),
@@ -145,16 +142,13 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--page-size": Accept(values=("64",), otherwise="pages hold 64 tokens; leave the flag out"),
     "--disable-radix-cache": Rename("--no-enable-prefix-caching", switch=True),
     "--no-cache-prompt": Rename("--no-enable-prefix-caching", switch=True),
-    "--cpu-offload-gb": Accept(
-        values=("0",), otherwise="weights cannot be split between memories in this build; run on the CPU with --device cpu"
-    ),
-    "--n-cpu-moe": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu"),
-    "--kt-num-gpu-experts": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu"),
+    "--n-cpu-moe": Refuse("say how many GiB of experts stay in host memory with --cpu-offload-gb"),
+    "--kt-num-gpu-experts": Refuse("say how many GiB of experts stay in host memory with --cpu-offload-gb"),
     "--cache-type-k": Refuse("keys and values share one type: --kv-cache-dtype"),
     "--cache-type-v": Refuse("keys and values share one type: --kv-cache-dtype"),
     "-ctk": Refuse("keys and values share one type: --kv-cache-dtype"),
     "-ctv": Refuse("keys and values share one type: --kv-cache-dtype"),
-    "--cpu-moe": Refuse("experts cannot be split between memories in this build; run on the CPU with --device cpu", takes_value=False),
+    "--cpu-moe": Refuse("say how many GiB of experts stay in host memory with --cpu-offload-gb", takes_value=False),
     # parallelism
     **dict.fromkeys(
         (
@@ -177,8 +171,7 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     "--kv-transfer-config": Refuse("prefill/decode disaggregation is not here yet; leave the flag out"),
     # kernels and execution
     "-q": Rename("--quantization"),
-    "--enforce-eager": Accept("no effect: no graphs are captured"),
-    "--disable-cuda-graph": Accept("no effect: no graphs are captured"),
+    "--disable-cuda-graph": Rename("--enforce-eager", switch=True),
     "--disable-shared-experts-fusion": Accept("no effect: the shared expert is always a layer of its own"),
     "--disable-overlap-schedule": Accept("no effect: steps are not overlapped"),
     "--async-scheduling": Accept("no effect: steps are not overlapped"),

@@ -115,6 +115,29 @@ def command(
     kv_offloading_size: Annotated[
         float, typer.Option(metavar="GIB", help="Host memory for cached prefixes that had to leave the KV cache.", rich_help_panel=_MEMORY)
     ] = 0.0,
+    gpu_memory_utilization: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a GPU's whole memory: weights, KV cache, activations and graphs together.",
+            rich_help_panel=_MEMORY,
+            show_default="0.9 of what is free",
+        ),
+    ] = None,
+    mem_fraction_static: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of a GPU's memory that is free before loading: weights and KV cache alone. Instead of --gpu-memory-utilization.",
+            rich_help_panel=_MEMORY,
+            show_default="none",
+        ),
+    ] = None,
+    cpu_offload_gb: Annotated[
+        float,
+        typer.Option(metavar="GIB", help="Experts that stay in host memory and are computed by the CPU.", rich_help_panel=_MEMORY),
+    ] = 0.0,
+    enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="Capture no CUDA graphs.", rich_help_panel=_MEMORY)] = False,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Requests that run at once.", rich_help_panel=_MEMORY, show_default="by device")
     ] = None,
@@ -286,6 +309,10 @@ def command(
         quantization=None if quantization == "compressed-tensors" else quantization,  # type: ignore[arg-type]  # EngineConfig checks it
         kv_cache_dtype=kv_cache_dtype,  # type: ignore[arg-type]  # EngineConfig checks it
         kv_offloading_size=kv_offloading_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        mem_fraction_static=mem_fraction_static,
+        cpu_offload_gb=cpu_offload_gb,
+        enforce_eager=enforce_eager,
         enable_prefix_caching=enable_prefix_caching,
         deterministic=deterministic,
         threads=threads,

@@ -7,11 +7,13 @@ engine runs with. `resolve` is pure: the same inputs give the same answer, nothi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from openglm.config.device_memory import DeviceMemory, cache_bytes, graph_bytes, working_bytes
 from openglm.config.model import ModelConfig
+from openglm.config.offload import Bandwidths, OffloadPlan, plan_offload
 from openglm.errors import ConfigError
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -30,6 +32,7 @@ NATIVE_MAX_GROUP = 48  # query heads per KV head
 NATIVE_MAX_EXPERTS = 1024
 MAX_HOST_GIB = 1 << 20
 ADAPTIVE_SPECULATIVE_TOKENS = 3
+FP8_SHARE = 0.75  # a checkpoint smaller than this part of its parameters in 16 bits has its layers in FP8
 MAX_PROMPT_LOOKUP = 32
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 _INT4_BYTES = 17 / 32  # four bits, and two bf16 numbers for 128 of them
@@ -65,6 +68,14 @@ class EngineConfig:
     """"auto" is the model's dtype. "fp8" (e4m3, one scale per token and head) holds about twice the tokens of bf16, not bit for bit."""
     kv_offloading_size: float = 0.0
     """GiB of host memory for pages that the KV cache has no room for any more."""
+    gpu_memory_utilization: float | None = None
+    """Share of the GPU's whole memory that the engine may take: weights, KV cache, activations and graphs. None is 0.9 of what is free."""
+    mem_fraction_static: float | None = None
+    """Share of the memory that is free before loading for weights and KV cache alone; activations and graphs live in the rest."""
+    enforce_eager: bool = False
+    """Launch every kernel of every step instead of replaying graphs."""
+    cpu_offload_gb: float = 0.0
+    """GiB of experts that stay in host memory and are computed there, which leaves the GPU so much more room."""
     enable_prefix_caching: bool = True
     deterministic: bool | None = None
     """Results of a request do not depend, bit for bit, on what else is in the batch."""
@@ -104,6 +115,14 @@ class EngineConfig:
             raise ConfigError(f"kv_cache_dtype must be one of {', '.join(_KV_CACHE_DTYPES)}; got {self.kv_cache_dtype!r}")
         if not 0 <= self.kv_offloading_size <= MAX_HOST_GIB:
             raise ConfigError(f"kv_offloading_size must lie between 0 and {MAX_HOST_GIB} GiB, got {self.kv_offloading_size}")
+        for name in ("gpu_memory_utilization", "mem_fraction_static"):
+            share = getattr(self, name)
+            if share is not None and not 0 < share <= 1:
+                raise ConfigError(f"{name} must be more than 0 and at most 1, got {share}")
+        if self.gpu_memory_utilization is not None and self.mem_fraction_static is not None:
+            raise ConfigError("gpu_memory_utilization and mem_fraction_static each size the KV cache, by different rules; give one of them")
+        if not 0 <= self.cpu_offload_gb <= MAX_HOST_GIB:
+            raise ConfigError(f"cpu_offload_gb must lie between 0 and {MAX_HOST_GIB} GiB, got {self.cpu_offload_gb}")
         if self.request_timeout_s is not None and not 0 < self.request_timeout_s < math.inf:
             raise ConfigError(f"request_timeout_s must be more than 0 seconds, got {self.request_timeout_s}")
         if self.load_format not in ("auto", "dummy"):
@@ -153,19 +172,32 @@ class ResolvedEngineConfig:
     speculative_method: SpeculativeMethod = "mtp"
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
+    enforce_eager: bool = False
+    device_kernels: bool = False
+    """The GPU kernels (`openglm.ops.triton`) run the model."""
+    host_experts: tuple[int, ...] | None = None
+    """How many experts of each KV layer stay in host memory (see `config.offload`); None is none."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """What the engine may use: the device's name ("cpu", "cuda"), processor cores, and memory of that device in bytes.
 
-    `native_kernels` names the instruction set of the native CPU kernels, None where there are none.
+    `native_kernels` names the instruction set of the native CPU kernels, None where there are none; `device_kernels` says whether those of
+    the GPU can be compiled, for which Triton must be installed.
     """
 
     device: str
     cores: int
     memory_bytes: int
     native_kernels: str | None = None
+    device_kernels: bool = False
+    total_bytes: int = 0
+    """Memory of a GPU with what others hold of it; 0 where it is as much as `memory_bytes`, which then is free."""
+    host_bytes: int = 0
+    """Memory beside a GPU's own, for experts."""
+    bandwidths: Bandwidths | None = None
+    """At which weights are read from the GPU's memory and from the host's, where that was measured."""
 
     @property
     def multiplies_bf16(self) -> bool:
@@ -173,8 +205,13 @@ class Machine:
         return self.native_kernels is not None and self.native_kernels.endswith("bf16")
 
 
-def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
-    """Make every automatic choice; each one that was not dictated comes with a line saying why."""
+def resolve(
+    config: EngineConfig, model: ModelConfig, machine: Machine, *, stored_bytes: int | None = None
+) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
+    """Make every automatic choice; each one that was not dictated comes with a line saying why.
+
+    `stored_bytes` is the size of the checkpoint's weights, which FP8 checkpoints keep on a GPU.
+    """
     reasons: list[str] = []
     on_cpu = machine.device == "cpu"
     parameters = num_parameters(model)
@@ -203,10 +240,19 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
             "raise it or lower max_num_seqs"
         )
 
-    native = _native_kernels(config, model, machine, dtype, reasons)
+    on_gpu = _device_kernels(config, model, machine, reasons)
+    native = not on_gpu and _native_kernels(config, model, machine, dtype, reasons)
 
     kv_cache_dtype = _kv_cache_dtype(config, dtype)
-    max_model_len, num_pages = _cache_size(config, model, machine, dtype, kv_cache_dtype, max_num_seqs, parameters, reasons)
+    weights = _weight_bytes(config, model, dtype)
+    stored_as_fp8 = on_gpu and not config.quantization and stored_bytes is not None and stored_bytes < FP8_SHARE * weights
+    if stored_as_fp8 and stored_bytes is not None:
+        weights = stored_bytes
+    layer_bytes = 1 if stored_as_fp8 or config.quantization == "fp8" else _BYTES[dtype]
+    offload = _offload(config, model, machine, dtype, drafts, layer_bytes, on_gpu=on_gpu, reasons=reasons)
+    weights -= offload.host_bytes if offload is not None else 0
+    demand = CacheDemand(max_num_seqs, 1 + drafts, budget, weights, graphs=on_gpu and offload is None and not config.enforce_eager)
+    max_model_len, num_pages = cache_size(config, model, machine, kv_cache_dtype, demand, reasons)
     num_host_pages = _host_pages(config, model, machine, kv_cache_dtype)
 
     deterministic = config.deterministic
@@ -244,6 +290,9 @@ def resolve(config: EngineConfig, model: ModelConfig, machine: Machine) -> tuple
         speculative_method=config.speculative_method,
         prompt_lookup_max=config.prompt_lookup_max or config.prompt_lookup_min or 4,
         prompt_lookup_min=config.prompt_lookup_min or config.prompt_lookup_max or 2,
+        enforce_eager=config.enforce_eager,
+        device_kernels=on_gpu,
+        host_experts=offload.host_experts if offload is not None else None,
     )
     return resolved, tuple(reasons)
 
@@ -283,6 +332,30 @@ def _num_drafts(config: EngineConfig, model: ModelConfig, max_num_seqs: int, rea
         f"num_speculative_tokens 0 to {most}: the depth follows measured acceptance and time; deeper drafts are hardly ever right"
     )
     return most
+
+
+def _device_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, reasons: list[str]) -> bool:
+    """Whether the GPU kernels run this model; the torch reference does where they do not."""
+    if machine.device == "cpu" or config.native_kernels:
+        return False
+    obstacle = None
+    if config.native_kernels is False:
+        obstacle = "native_kernels is False"
+    elif config.deterministic:
+        obstacle = "deterministic asks for the fixed row tiles of the torch reference"
+    elif not machine.device_kernels:
+        obstacle = "Triton is not installed; install openglm[gpu]"
+    elif model.n_group > 1 or model.n_shared_experts > 1:
+        obstacle = "the model's shape is outside what they cover"
+    if obstacle is not None:
+        if config.quantization:
+            raise ConfigError(f"quantization needs the GPU kernels, which cannot run here: {obstacle}")
+        reasons.append(f"torch reference instead of the GPU kernels: {obstacle}")
+        return False
+    if config.quantization not in (None, "fp8"):
+        raise ConfigError(f"quantization {config.quantization} is one of the CPU kernels'; on {machine.device} use fp8")
+    reasons.append("GPU kernels: Triton is installed and they cover this model")
+    return True
 
 
 def _native_kernels(config: EngineConfig, model: ModelConfig, machine: Machine, dtype: DType, reasons: list[str]) -> bool:
@@ -354,29 +427,119 @@ def _host_pages(config: EngineConfig, model: ModelConfig, machine: Machine, kv_c
     return size // page_bytes
 
 
-def _cache_size(
+def resize_cache(
+    resolved: ResolvedEngineConfig, config: EngineConfig, model: ModelConfig, machine: Machine, *, weights: int
+) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
+    """Size the KV cache of a GPU anew from what the weights really took, in bytes; `machine` is as it was before they were loaded.
+
+    Raises `ConfigError` when that leaves no room.
+    """
+    demand = CacheDemand(
+        resolved.max_num_seqs,
+        1 + resolved.num_speculative_tokens,
+        resolved.max_num_batched_tokens,
+        weights,
+        graphs=resolved.device_kernels and resolved.host_experts is None and not resolved.enforce_eager,
+    )
+    reasons: list[str] = []
+    max_model_len, num_pages = cache_size(config, model, machine, resolved.kv_cache_dtype, demand, reasons)
+    return replace(resolved, max_model_len=max_model_len, num_pages=num_pages), tuple(reasons)
+
+
+@dataclass(frozen=True)
+class CacheDemand:
+    """What the size of the KV cache follows from beside the machine."""
+
+    max_num_seqs: int
+    rows_each: int  # of a sequence in a verify step
+    max_num_batched_tokens: int
+    weights: int  # bytes on the device: estimated, or measured once they are there
+    graphs: bool
+
+
+def _weight_bytes(config: EngineConfig, model: ModelConfig, dtype: DType) -> int:
+    """Bytes of all weights, from the number of parameters."""
+    weights = num_parameters(model) * _BYTES[dtype]
+    if config.quantization:
+        table = model.vocab_size * model.hidden_size  # the embedding stays; the head is 8 bits wide with the integer formats
+        layers = num_parameters(model) - 2 * table
+        weights -= int(layers * (_BYTES[dtype] - (_INT4_BYTES if config.quantization == "int4" else 1)))
+        weights -= table * (_BYTES[dtype] - 1) if config.quantization != "fp8" else 0
+    return weights
+
+
+def _offload(
     config: EngineConfig,
     model: ModelConfig,
     machine: Machine,
     dtype: DType,
+    drafts: int,
+    layer_bytes: int,
+    *,
+    on_gpu: bool,
+    reasons: list[str],
+) -> OffloadPlan | None:
+    """Which experts stay in host memory, as many as `cpu_offload_gb` holds; None without."""
+    if not config.cpu_offload_gb:
+        return None
+    if machine.device == "cpu":
+        reasons.append("cpu_offload_gb has no effect: on a CPU all weights are in host memory")
+        return None
+    if not on_gpu or machine.native_kernels is None:
+        raise ConfigError("cpu_offload_gb needs the GPU kernels and the CPU kernels, and they are not both here; leave it out")
+    if machine.bandwidths is None:
+        raise ConfigError("cpu_offload_gb needs the bandwidths of device and host, and they could not be measured")
+    host_bytes = int(config.cpu_offload_gb * 2**30)
+    if machine.host_bytes and host_bytes > machine.host_bytes * 3 // 4:
+        raise ConfigError(
+            f"cpu_offload_gb {config.cpu_offload_gb:g} is more than three quarters of the host's {machine.host_bytes / 2**30:.1f} GiB"
+        )
+    expert = 3 * model.hidden_size * model.moe_intermediate_size * layer_bytes
+    sizes = {"layer_weight_bytes": layer_bytes, "table_weight_bytes": _BYTES[dtype]}
+    whole = plan_offload(model, **sizes, device_bytes=1 << 60, host_bytes=0, bandwidths=machine.bandwidths, drafts=drafts > 0)
+    fit = host_bytes // expert
+    if not fit:
+        raise ConfigError(f"cpu_offload_gb {config.cpu_offload_gb:g} holds not even one expert of {expert / 2**20:.1f} MiB; raise it")
+    left = max(whole.device_bytes - fit * expert, 0)
+    plan = plan_offload(model, **sizes, device_bytes=left, host_bytes=host_bytes + expert, bandwidths=machine.bandwidths, drafts=drafts > 0)
+    reasons.append(
+        f"cpu_offload_gb {config.cpu_offload_gb:g}: {sum(plan.host_experts)} experts ({plan.host_bytes / 2**30:.1f} GiB) are computed by "
+        f"the CPU; at most {plan.tokens_per_second:.1f} tok/s are predicted for one request without drafts, "
+        f"{whole.tokens_per_second:.1f} without offload"
+    )
+    return plan
+
+
+def cache_size(
+    config: EngineConfig,
+    model: ModelConfig,
+    machine: Machine,
     kv_cache_dtype: KVCacheDType,
-    max_num_seqs: int,
-    parameters: int,
+    demand: CacheDemand,
     reasons: list[str],
 ) -> tuple[int, int]:
     """`max_model_len` and the number of pages: as many full-length requests as may run, as far as memory goes."""
+    max_num_seqs, weights = demand.max_num_seqs, demand.weights
     max_model_len = config.max_model_len or model.max_position_embeddings
     if max_model_len > model.max_position_embeddings:
         raise ConfigError(f"max_model_len {max_model_len} exceeds the model's max_position_embeddings {model.max_position_embeddings}")
     per_token = kv_token_bytes(model, kv_cache_dtype)
-    weights = parameters * _BYTES[dtype]
-    if config.quantization:
-        table = model.vocab_size * model.hidden_size  # the embedding stays; the head is 8 bits wide with the integer formats
-        layers = parameters - 2 * table
-        weights -= int(layers * (_BYTES[dtype] - (_INT4_BYTES if config.quantization == "int4" else 1)))
-        weights -= table * (_BYTES[dtype] - 1) if config.quantization != "fp8" else 0
-    share = 0.5 if machine.device == "cpu" else 0.9
-    fits = int(share * machine.memory_bytes - weights) // per_token // PAGE_SIZE * PAGE_SIZE
+    if machine.device == "cpu":
+        room, rule = int(0.5 * machine.memory_bytes - weights), "what 50% of memory leaves beside the weights"
+        for name in ("gpu_memory_utilization", "mem_fraction_static"):
+            if getattr(config, name) is not None:
+                reasons.append(f"{name} has no effect: the device is cpu")
+    else:
+        graph_rows = max_num_seqs * demand.rows_each
+        room, rule = cache_bytes(
+            DeviceMemory(machine.total_bytes or machine.memory_bytes, machine.memory_bytes),
+            weights=weights,
+            working=working_bytes(model, tokens=demand.max_num_batched_tokens, logit_rows=graph_rows),
+            graphs=graph_bytes(model, rows=graph_rows) if demand.graphs else 0,
+            gpu_memory_utilization=config.gpu_memory_utilization,
+            mem_fraction_static=config.mem_fraction_static,
+        )
+    fits = room // per_token // PAGE_SIZE * PAGE_SIZE
     tokens = config.kv_cache_tokens
     if tokens is None:
         wanted = max_num_seqs * -(-max_model_len // PAGE_SIZE) * PAGE_SIZE
@@ -385,7 +548,7 @@ def _cache_size(
             raise ConfigError(
                 f"the weights need {weights / 2**30:.1f} GiB of {machine.memory_bytes / 2**30:.1f} GiB and leave no room for a KV cache"
             )
-        why = f"{max_num_seqs} requests of full length" if tokens == wanted else f"what {share:.0%} of memory leaves beside the weights"
+        why = f"{max_num_seqs} requests of full length" if tokens == wanted else rule
         reasons.append(f"kv_cache_tokens {tokens} ({tokens * per_token / 2**20:.0f} MiB): {why}")
     num_pages = -(-tokens // PAGE_SIZE)
     if num_pages * PAGE_SIZE < max_model_len:

@@ -29,6 +29,7 @@ from openglm.engine.adjust import LogitAdjuster
 from openglm.engine.constrainer import Constrainer
 from openglm.engine.draft_depth import AdaptiveDepth, Candidate, DepthPolicy, FixedDepth
 from openglm.engine.grammar import Vocabulary
+from openglm.engine.graphs import GraphDevice
 from openglm.engine.mtp import MTPProposer
 from openglm.engine.ngram import NgramProposer
 from openglm.engine.prompt_logprobs import PromptScorer
@@ -75,10 +76,11 @@ class EngineCore:
         thinking: ThinkingTokens | None = None,
         vocabulary: Vocabulary | None = None,
         clock: Callable[[], float] = time.monotonic,
+        graph_device: GraphDevice | None = None,
     ) -> None:
         """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings;
         `thinking` are the ids that thinking budgets need, `vocabulary` is what constraints need; `clock` tells the seconds against
-        which deadlines are held."""
+        which deadlines are held; `graph_device` takes the place of the GPU's own graphs."""
         self.config = config
         self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = frozenset(stop_ids)
@@ -96,7 +98,7 @@ class EngineCore:
                 max_preemptions=config.max_preemptions,
             )
         )
-        self.runner = Runner(model, config)
+        self.runner = Runner(model, config, graph_device=graph_device)
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         self.sampler = Sampler(self.num_tokens)
         self.constrainer = Constrainer(vocabulary, self.sampler)
@@ -195,8 +197,7 @@ class EngineCore:
         batch = self.runner.prepare(plan)
         self._note_starts(batch)
         clock.lap("prepare")
-        hidden = self.runner.forward(batch)
-        logits = self.runner.logits(self.runner.take(hidden, batch.logit_rows)) if batch.logit_rows else None
+        hidden, logits = self.runner.run(batch)
         clock.lap("forward")
         self.prompt_scorer.score(batch, hidden)
         verdicts = self._choose(batch, logits) if logits is not None else []

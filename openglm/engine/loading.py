@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +18,8 @@ import torch
 from openglm import env, ops
 from openglm.checkpoint import load_config, load_model, load_packed_model
 from openglm.config import ModelConfig, variant
-from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resolve
+from openglm.config.engine import EngineConfig, Machine, ResolvedEngineConfig, model_directory, resize_cache, resolve
+from openglm.config.offload import Bandwidths
 from openglm.engine.calibration import calibrate
 from openglm.engine.core import EngineCore
 from openglm.engine.draft_check import what_is_wrong
@@ -32,6 +36,8 @@ logger = logging.getLogger(__name__)
 OnPhase = Callable[[str], None]
 _WARM_UP_TOKENS = 32
 _TELL_EVERY_PERCENT = 5
+_BANDWIDTH_BYTES = 512 << 20
+_SIZES = ("kv_cache_tokens ", "max_model_len ")  # reasons that measuring replaces
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,11 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     directory = model_directory(config.model) if config.load_format == "auto" else None
     model_config = load_config(directory) if directory is not None else variant(config.model or "")
     machine = this_machine(config.device)
-    resolved, reasons = resolve(config, model_config, machine)
+    if config.cpu_offload_gb and machine.device != "cpu":
+        tell("measuring memory bandwidths")
+        machine = replace(machine, bandwidths=_bandwidths(torch.device(machine.device)))
+    stored = None if directory is None else sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    resolved, reasons = resolve(config, model_config, machine, stored_bytes=stored)
     if resolved.threads is not None and resolved.torch_threads is not None:
         torch.set_num_threads(resolved.torch_threads)
         ops.cpu.set_num_threads(resolved.threads)
@@ -63,13 +73,15 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     tokenizer: Tokenizer | None = None
     if directory is None:
         model = GlmModel(model_config, device=machine.device, dtype=getattr(torch, resolved.dtype)).init_weights(0)
-        if resolved.native_kernels:
+        if resolved.native_kernels or resolved.device_kernels:
             model.pack(resolved.quantization, only_drafts=_drafts_with_mtp(resolved))
+        resolved, reasons = _with_measured_cache(resolved, reasons, config, model_config, machine)
         core = EngineCore(model, resolved, stop_ids=model_config.eos_token_id)
     else:
         tokenizer = Tokenizer.from_dir(directory)
         without_mtp = config.num_speculative_tokens == 0 or config.speculative_method == "ngram"
         model = _load(directory, resolved, allow_missing_mtp=without_mtp, cores=machine.cores, tell=tell)
+        resolved, reasons = _with_measured_cache(resolved, reasons, config, model_config, machine)
         if resolved.adaptive_drafts and resolved.speculative_method == "mtp":
             wrong = what_is_wrong(model, tokenizer, max_tokens=resolved.max_model_len)
             if wrong is not None:
@@ -86,6 +98,33 @@ def load_engine(config: EngineConfig, *, on_phase: OnPhase | None = None) -> Loa
     return LoadedEngine(core, tokenizer, reasons)
 
 
+def _with_measured_cache(
+    resolved: ResolvedEngineConfig, reasons: tuple[str, ...], config: EngineConfig, model: ModelConfig, machine: Machine
+) -> tuple[ResolvedEngineConfig, tuple[str, ...]]:
+    """On a GPU: the KV cache that the loaded weights really leave room for."""
+    if machine.device == "cpu":
+        return resolved, reasons
+    torch.cuda.synchronize(machine.device)
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(machine.device)
+    resolved, sized = resize_cache(resolved, config, model, machine, weights=machine.memory_bytes - free)
+    return resolved, (*(reason for reason in reasons if not reason.startswith(_SIZES)), *sized)
+
+
+def _bandwidths(device: torch.device) -> Bandwidths:
+    """Bytes per second at which device and host read, the host with as many threads as its kernels use; takes well under a second."""
+    rates = []
+    for place in (device, torch.device("cpu")):
+        memory = torch.ones(_BANDWIDTH_BYTES // 4, dtype=torch.float32, device=place)
+        fastest = math.inf
+        for _ in range(4):
+            start = time.perf_counter()
+            memory.sum().item()
+            fastest = min(fastest, time.perf_counter() - start)
+        rates.append(_BANDWIDTH_BYTES / fastest)
+    return Bandwidths(device=rates[0], host=rates[1])
+
+
 def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp: bool, cores: int, tell: OnPhase) -> GlmModel:
     told = 0
 
@@ -96,13 +135,15 @@ def _load(directory: Path, resolved: ResolvedEngineConfig, *, allow_missing_mtp:
             tell(f"loading weights, {told} %")
 
     dtype = getattr(torch, resolved.dtype)
-    if not resolved.native_kernels:
+    if not (resolved.native_kernels or resolved.device_kernels):
         return load_model(directory, dtype=dtype, device=resolved.device, allow_missing_mtp=allow_missing_mtp, progress=progress)
     return load_packed_model(
         directory,
         dtype=dtype,
         to=resolved.quantization,
         only_drafts=_drafts_with_mtp(resolved),
+        device=resolved.device,
+        host_experts=resolved.host_experts,
         allow_missing_mtp=allow_missing_mtp,
         threads=cores,
         progress=progress,
@@ -172,8 +213,16 @@ def this_machine(device: str = "auto") -> Machine:
         return Machine("cpu", cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), ops.cpu.available())
     if device.partition(":")[0] != "cuda" or not torch.cuda.is_available():
         raise ConfigError(f"device {device!r} is not usable here; use auto, cpu or cuda")
-    free, _ = torch.cuda.mem_get_info(device)
-    return Machine(device, os.cpu_count() or 1, free)
+    free, total = torch.cuda.mem_get_info(device)
+    return Machine(
+        device,
+        os.cpu_count() or 1,
+        free,
+        ops.cpu.available(),
+        device_kernels=importlib.util.find_spec("triton") is not None,
+        total_bytes=total,
+        host_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    )
 
 
 def warm_up(core: EngineCore) -> None:
@@ -182,6 +231,9 @@ def warm_up(core: EngineCore) -> None:
     core.add(GenerationRequest("warm-up", prompt, SamplingParams(max_tokens=4, top_p=0.9, seed=0, ignore_eos=True)))
     while core.has_work:
         core.step()
+    if core.runner.graphs is not None:
+        core.runner.graphs.record_all()
+        logger.info("%d graphs take %.2f GiB", len(core.runner.graphs.num_replays), core.runner.graphs.memory_bytes / 2**30)
     calibrate(core)
     core.start_over()
 

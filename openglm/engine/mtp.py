@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ from openglm.engine.runner import Runner, Span
 from openglm.engine.sequence import Sequence
 from openglm.engine.speculation import Settled
 from openglm.ops import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from openglm.ops.triton.layer import DeviceMTP
 
 
 class MTPProposer:
@@ -117,13 +121,13 @@ class MTPProposer:
 
     def _chain_at_once(
         self,
-        layer: ops.PackedMTP,
+        layer: ops.PackedMTP | DeviceMTP,
         settled: Seq[Settled],
         wanting: list[int],
         hidden: Tensor,
         drafts: list[list[int] | None],
     ) -> None:
-        """`_chain`, and the entries before it, as one call of the native kernels."""
+        """`_chain`, and the entries before it, as one call of the kernels."""
         runner = self._runner
         if len(wanting) > 1:
             wanting = sorted(wanting, key=lambda i: -settled[i].depth)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openglm.config.engine import KVCacheDType, ResolvedEngineConfig
+from openglm.engine.graphs import CudaGraphs, GraphDevice, StepGraph, StepGraphs, StepInputs
 from openglm.engine.host_pages import HostPages
 from openglm.engine.host_tier import Transfer
 from openglm.engine.scheduler import Scheduled
@@ -47,18 +48,18 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One step, ready for the model."""
+    """One step, ready for the model, or for a graph of it."""
 
     spans: tuple[Span, ...]
     logit_rows: tuple[int, ...]
-    tokens: Tensor  # [T] int64
-    ctx: ForwardContext
+    prepared: tuple[Tensor, ForwardContext] | tuple[StepGraph, StepInputs]  # with tokens [T] int64
 
 
 class Runner:
     """The model, its KV pages, and the page tables. One step at a time."""
 
-    def __init__(self, model: GlmModel, config: ResolvedEngineConfig) -> None:
+    def __init__(self, model: GlmModel, config: ResolvedEngineConfig, *, graph_device: GraphDevice | None = None) -> None:
+        """`graph_device` takes the place of the GPU's own graphs."""
         self.model = model
         self.row_tile = config.row_tile
         self.native = model.is_packed
@@ -68,8 +69,22 @@ class Runner:
         self.kv = allocate_kv(model.config, config.num_pages, kv_dtype, self.device)
         self._host = HostPages(self.kv, config.num_host_pages)
         max_pages = -(-config.max_model_len // PAGE_SIZE)
-        self._table = torch.zeros(config.max_num_seqs, max_pages, dtype=torch.int64, device=self.device)
+        self._table = torch.zeros(config.max_num_seqs + 1, max_pages, dtype=torch.int64, device=self.device)  # the last row is nobody's
         self._filled = [(0, 0)] * config.max_num_seqs  # per row: admission of the sequence in it, pages copied
+        if graph_device is None and self.device.type == "cuda" and model.capturable and not config.enforce_eager:
+            graph_device = CudaGraphs(self.device)
+        self.graphs: StepGraphs | None = None
+        if graph_device is not None:
+            self.graphs = StepGraphs(
+                model,
+                graph_device,
+                table=self._table,
+                kv=self.kv,
+                max_num_seqs=config.max_num_seqs,
+                max_rows_each=1 + config.num_speculative_tokens,
+                max_model_len=config.max_model_len,
+                row_tile=config.row_tile,
+            )
 
     def prepare(self, plan: Seq[Scheduled]) -> Batch:
         """One flat batch of the planned tokens."""
@@ -88,26 +103,15 @@ class Runner:
             else:
                 tokens += sequence.window(num_tokens)
                 logit_rows += range(end - num_logits, end)
-        ids, ctx = self.context(spans, tokens)
-        return Batch(tuple(spans), tuple(logit_rows), ids, ctx)
+        if self.graphs is not None and len(logit_rows) == end:  # nothing but decoding and verifying
+            graph = self.graphs.find(len(spans), max(span.num_rows for span in spans), max(span.start + span.num_rows for span in spans))
+            if graph is not None:
+                return Batch(tuple(spans), tuple(logit_rows), (graph, self._graph_inputs(graph, spans, tokens)))
+        return Batch(tuple(spans), tuple(logit_rows), self.context(spans, tokens))
 
     def context(self, spans: Seq[Span], tokens: Seq[int]) -> tuple[Tensor, ForwardContext]:
         """Token tensor [T] and context of spans that follow one another."""
-        positions: list[int] = []
-        slots: list[int] = []
-        ends: list[int] = []
-        lengths: list[int] = []
-        for sequence, first_row, num_rows, start, _ in spans:  # in Python for every sequence of every step, so it is written to be short
-            pages = sequence.pages
-            ends.append(first_row + num_rows)
-            lengths.append(start + num_rows)
-            if num_rows == 1:
-                positions.append(start)
-                slots.append(pages[start // PAGE_SIZE] * PAGE_SIZE + start % PAGE_SIZE)
-            else:
-                here = range(start, start + num_rows)
-                positions += here
-                slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in here]
+        positions, slots, ends, lengths = _places(spans)
         packed = torch.tensor([tokens, positions, slots], device=self.device)  # one copy to the device
         attention = PagedBatch(
             query_starts=(0, *ends),
@@ -118,10 +122,31 @@ class Runner:
         )
         return packed[0], ForwardContext(positions=packed[1], attention=attention, row_tile=self.row_tile, native=self.native)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Hidden states [T, H] after the final norm; the KV of the batch's tokens is written."""
-        hidden: Tensor = self.model(batch.tokens, batch.ctx)
-        return hidden
+    def _graph_inputs(self, graph: StepGraph, spans: Seq[Span], tokens: Seq[int]) -> StepInputs:
+        positions, slots, ends, lengths = _places(spans)
+        new_pages: list[tuple[int, int]] = []
+        width = self._table.shape[1]
+        for span in spans:
+            row, pages = span.sequence.row, span.sequence.pages
+            new_pages += [(row * width + place, pages[place]) for place in self._missing_pages(span.sequence)]
+        if len(new_pages) > graph.max_new_pages:  # after a step that no batch saw, such as another sequence in the row
+            self.page_table([span.sequence for span in spans])
+            new_pages = []
+        for span in spans:
+            self._filled[span.sequence.row] = (span.sequence.admission, len(span.sequence.pages))
+        return StepInputs(tokens, positions, slots, (0, *ends), lengths, [span.sequence.row for span in spans], new_pages)
+
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [T, H] after the final norm and logits [N, vocab] fp32 of the batch's `logit_rows`, None without any.
+
+        The KV of the batch's tokens is written. The logits last until the next call.
+        """
+        what, how = batch.prepared
+        if isinstance(what, StepGraph):
+            assert isinstance(how, StepInputs)
+            return what.run(how)
+        hidden: Tensor = self.model(what, how)
+        return hidden, self.logits(self.take(hidden, batch.logit_rows)) if batch.logit_rows else None
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [N, H] -> [N, vocab] fp32."""
@@ -150,15 +175,39 @@ class Runner:
         width = 0
         for sequence in sequences:
             row, pages = sequence.row, sequence.pages
-            admission, filled = self._filled[row]
-            if admission != sequence.admission:
-                filled = 0
-            if filled < len(pages):
-                self._table[row, filled : len(pages)] = torch.tensor(pages[filled:], device=self.device)
-                self._filled[row] = (sequence.admission, len(pages))
+            now = (sequence.admission, len(pages))
+            if self._filled[row] != now:
+                missing = self._missing_pages(sequence)
+                self._table[row, missing.start : missing.stop] = torch.tensor(pages[missing.start :], device=self.device)
+                self._filled[row] = now
             width = max(width, len(pages))
         rows = [sequence.row for sequence in sequences]
         first, last = rows[0], rows[0] + len(rows)
         if rows == list(range(first, last)):  # usually: a view instead of a copy
             return self._table[first:last, :width]
         return self._table[torch.tensor(rows, device=self.device), :width]
+
+    def _missing_pages(self, sequence: Sequence) -> range:
+        """Which of the sequence's pages are not in the page table yet."""
+        admission, filled = self._filled[sequence.row]
+        return range(filled if admission == sequence.admission else 0, len(sequence.pages))
+
+
+def _places(spans: Seq[Span]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Positions and slots of every row, and of every span the row behind it and its length after the step."""
+    positions: list[int] = []
+    slots: list[int] = []
+    ends: list[int] = []
+    lengths: list[int] = []
+    for sequence, first_row, num_rows, start, _ in spans:  # in Python for every sequence of every step, so it is written to be short
+        pages = sequence.pages
+        ends.append(first_row + num_rows)
+        lengths.append(start + num_rows)
+        if num_rows == 1:
+            positions.append(start)
+            slots.append(pages[start // PAGE_SIZE] * PAGE_SIZE + start % PAGE_SIZE)
+        else:
+            here = range(start, start + num_rows)
+            positions += here
+            slots += [pages[p // PAGE_SIZE] * PAGE_SIZE + p % PAGE_SIZE for p in here]
+    return positions, slots, ends, lengths

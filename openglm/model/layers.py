@@ -49,7 +49,7 @@ class Linear(nn.Module):
         self.bias = place.parameter(out_features) if bias else None
         self.num_parts = parts
         self.parts: tuple[ops.PackedLinear, ...] = ()
-        self.packed: ops.PackedLinear | None = None
+        self.packed: ops.LinearKernel | None = None
 
     def forward(self, x: Tensor, ctx: ForwardContext, residual: Tensor | None = None) -> Tensor:
         """x [T, in] -> [T, out], plus `residual` [T, out] if given."""
@@ -74,11 +74,12 @@ class Linear(nn.Module):
 
     def pack(self, to: ops.WeightFormat | None = None) -> ops.PackedLinear:
         """The same for a weight in one part, with its bias."""
-        (self.packed,) = self.pack_parts(to)
+        (packed,) = self.pack_parts(to)
         if self.bias is not None:
-            self.packed.set_bias(self.bias)
+            packed.set_bias(self.bias)
             drop_parameters(self, "bias")
-        return self.packed
+        self.packed = packed
+        return packed
 
 
 class RMSNorm(nn.Module):
@@ -318,7 +319,7 @@ class DecoderLayer(nn.Module):
             slots=batch.slots,
             kv=batch.kv[self.self_attn.layer],
             offsets=batch.offsets,
-            num_requests=len(batch.kv_lengths),
+            num_requests=batch.num_requests,
             page_table=batch.page_table,
         )
 

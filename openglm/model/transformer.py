@@ -5,8 +5,8 @@ The model is a plain single-device module. It reads nothing but its weights, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,11 @@ from torch import Tensor, nn
 from openglm import ops
 from openglm.config import ModelConfig
 from openglm.model.context import ForwardContext, PagedBatch
+from openglm.model.device_weights import DeviceWeights
 from openglm.model.layers import DecoderLayer, Experts, Linear, Placement, RMSNorm, Router
+
+if TYPE_CHECKING:
+    from openglm.ops.triton.layer import DeviceMTP, DeviceTrunk
 
 _UNROUNDED: Final = (None, "float32", "bfloat16")
 
@@ -54,7 +58,7 @@ class MTPLayer(nn.Module):
         self.eh_proj = Linear(2 * h, h, place)
         self.layer = DecoderLayer(config, config.num_hidden_layers, place)
         self.norm = RMSNorm(h, eps, place)
-        self.packed: ops.PackedMTP | None = None
+        self.packed: ops.PackedMTP | DeviceMTP | None = None
 
     def forward(self, embedded: Tensor, hidden: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         """embedded [T, H] of the next tokens, hidden [T, H] of the present ones -> [T, H] after the layer's own norm."""
@@ -94,7 +98,7 @@ class GlmModel(nn.Module):
         self.mtp = MTPLayer(config, place) if config.has_mtp else None
         table = ops.rope_table(config.max_position_embeddings, config.rotary_dim, config.rope_theta, place.device)
         self.register_buffer("rope", table, persistent=False)
-        self.packed: ops.PackedTrunk | None = None
+        self.packed: ops.PackedTrunk | DeviceTrunk | None = None
 
     @property
     def has_mtp(self) -> bool:
@@ -119,6 +123,21 @@ class GlmModel(nn.Module):
         """
         if self.mtp is None:
             raise ValueError("this model has no MTP layer")
+        packed = self.mtp.packed
+        if packed is not None and not isinstance(packed, ops.PackedMTP):
+            batch = _paged(ctx)
+            return packed(
+                next_tokens,
+                hidden,
+                positions=ctx.positions,
+                slots=batch.slots,
+                kv=batch.kv[-1],
+                offsets=batch.offsets,
+                num_requests=batch.num_requests,
+                max_query_len=batch.max_query_len,
+                max_kv_len=batch.max_kv_len,
+                page_table=batch.page_table,
+            )
         out: Tensor = self.mtp(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
         return out
 
@@ -140,8 +159,20 @@ class GlmModel(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the weights lie in native layout, so that the model can only infer."""
+        """Whether the weights were handed to kernels, of the CPU or of a device, so that the model can only infer."""
         return self.packed is not None
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step of the trunk can be captured in a CUDA graph: device kernels run it and no layer waits for host memory."""
+        return self.packed is not None and not isinstance(self.packed, ops.PackedTrunk) and self.packed.capturable
+
+    def on_device(self, *, host_experts: Sequence[int] | None = None) -> DeviceWeights:
+        """The way to the kernels of a GPU (`openglm.ops.triton`), for `pack` or a loader; needs Triton to be closed.
+
+        `host_experts`: how many experts of each KV layer stay in host memory and are computed there.
+        """
+        return DeviceWeights(self, host_experts=host_experts)
 
     def open_packed(self, format_of: Callable[[str], ops.WeightFormat]) -> dict[str, tuple[ops.PackedLinear, ...]]:
         """For every matrix that packing replaces, by parameter name: the packed weights that take its rows, one behind the other.
@@ -159,12 +190,15 @@ class GlmModel(nn.Module):
 
     @torch.no_grad()
     def pack(self, to: ops.WeightFormat | None = None, *, only_drafts: bool = False) -> GlmModel:
-        """Move every matrix but the embedding into the layout of `ops.cpu`, dropping the original of each before the next.
+        """Move every matrix but the embedding to the kernels of the model's device, dropping the original of each before the next.
 
         `to` is the format of the layers' matrices; see `packed_format` for the rest. `only_drafts` says that the MTP layer's output is
         of use for nothing but drafts, which may then be made with rounded weights and a rounded copy of the head. What `open_packed`
         opened keeps what it was given. Whether the kernels cover this model is for `config.engine.resolve` to say. Returns the model.
         """
+        if self.embed_tokens.device.type != "cpu":
+            self.on_device().pack(lambda name: packed_format(name, to) or "bfloat16")
+            return self
         layers = []
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
@@ -184,17 +218,28 @@ class GlmModel(nn.Module):
         self.packed = ops.PackedTrunk(layers, embedding=self.embed_tokens, norm=self.norm.weight, rope=self.rope)
         return self
 
-    def _run_packed(self, trunk: ops.PackedTrunk, tokens: Tensor, ctx: ForwardContext) -> Tensor:
-        batch = ctx.attention
-        if not isinstance(batch, PagedBatch):
-            raise ValueError("a packed model only runs over KV pages")
+    def _run_packed(self, trunk: ops.PackedTrunk | DeviceTrunk, tokens: Tensor, ctx: ForwardContext) -> Tensor:
+        batch = _paged(ctx)
+        kv = batch.kv[: len(self.layers)]
+        if isinstance(trunk, ops.PackedTrunk):
+            return trunk(
+                tokens,
+                positions=ctx.positions,
+                slots=batch.slots,
+                kv=kv,
+                offsets=batch.offsets,
+                num_requests=batch.num_requests,
+                page_table=batch.page_table,
+            )
         return trunk(
             tokens,
             positions=ctx.positions,
             slots=batch.slots,
-            kv=batch.kv[: len(self.layers)],
+            kv=kv,
             offsets=batch.offsets,
-            num_requests=len(batch.kv_lengths),
+            num_requests=batch.num_requests,
+            max_query_len=batch.max_query_len,
+            max_kv_len=batch.max_kv_len,
             page_table=batch.page_table,
         )
 
@@ -213,3 +258,9 @@ class GlmModel(nn.Module):
             if isinstance(module, Router):
                 module.e_score_correction_bias.zero_()
         return self
+
+
+def _paged(ctx: ForwardContext) -> PagedBatch:
+    if not isinstance(ctx.attention, PagedBatch):
+        raise ValueError("a packed model only runs over KV pages")
+    return ctx.attention

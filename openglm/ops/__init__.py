@@ -7,6 +7,8 @@ this package only.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,16 @@ from openglm.ops.reference.fp8_kv import FP8, Fp8KV, dequantize_kv, quantize_kv
 from openglm.ops.reference.linear import linear
 from openglm.ops.reference.rope import apply_rope, rope_heads, rope_table
 from openglm.ops.reference.swiglu import swiglu
+
+
+class LinearKernel(Protocol):
+    """A weight that was handed to kernels: `PackedLinear` on the CPU, `DeviceLinear` on a GPU."""
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """x [T, K] -> [T, N] in the dtype of x, plus `residual` [T, N] if given."""
+
+    def logits(self, x: Tensor) -> Tensor:
+        """x [T, K] -> [T, N] fp32."""
 
 
 def highest(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,6 +66,7 @@ __all__ = [
     "Bucket",
     "Fp8KV",
     "KVLayer",
+    "LinearKernel",
     "PackedExperts",
     "PackedLayer",
     "PackedLinear",

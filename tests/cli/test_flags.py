@@ -50,7 +50,7 @@ def test_readme_commands_need_only_another_program_name(line):
 
 
 def test_a_flag_without_effect_says_so_in_one_line():
-    no_ops = "--tool-call-parser glm45 --enable-auto-tool-choice --disable-shared-experts-fusion --enforce-eager --mem-fraction-static=0.8"
+    no_ops = "--tool-call-parser glm45 --enable-auto-tool-choice --disable-shared-experts-fusion --async-scheduling --trust-remote-code"
     result = translate(no_ops)
     assert result.arguments == []
     assert len(result.notes) == 5
@@ -63,7 +63,7 @@ def test_a_flag_without_effect_says_so_in_one_line():
         ("-tp 2", "one device"),
         ("--tp 2", "one device"),
         ("--dp-size 2", "one device"),
-        ("--cpu-offload-gb 16", "--device cpu"),
+        ("--n-cpu-moe 16", "--cpu-offload-gb"),
         ("--hicache-ratio 2", "--kv-offloading-size"),
         ("--cache-ram 8192", "--kv-offloading-size"),
         ("--schedule-policy random", "by priority"),
@@ -92,6 +92,9 @@ def test_a_value_that_cannot_be_honoured_names_the_way_out(line, words):
         ("-m dir --max-running-requests 4 -t 2", "dir --max-num-seqs 4 --threads 2"),
         ("--disable-radix-cache", "--no-enable-prefix-caching"),
         ("-q fp8", "--quantization fp8"),
+        ("--disable-cuda-graph --mem_fraction_static=0.8", "--enforce-eager --mem-fraction-static 0.8"),
+        ("--enforce-eager --device-memory-utilization 0.8", "--enforce-eager --gpu-memory-utilization 0.8"),
+        ("--cpu-offload-gb 16", "--cpu-offload-gb 16"),
         ("--kv_cache_dtype fp8 --enable-hierarchical-cache --hicache-size 30", "--kv-cache-dtype fp8 --kv-offloading-size 30"),
         ("--scheduling-policy priority", ""),
         ("--no-enable-prefix-caching", "--no-enable-prefix-caching"),

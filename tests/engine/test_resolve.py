@@ -175,3 +175,28 @@ def test_native_kernels_run_where_they_can_and_say_why_where_they_cannot():
     with pytest.raises(ConfigError, match="float32 and bfloat16"):
         resolve(EngineConfig(native_kernels=True, dtype="float16"), NANO, here)
     assert not resolve(EngineConfig(native_kernels=False), NANO, here)[0].native_kernels
+
+
+GPU = Machine("cuda", cores=8, memory_bytes=80 << 30, device_kernels=True)
+
+
+def test_a_gpu_runs_its_own_kernels_where_triton_is_installed():
+    resolved, reasons = resolve(EngineConfig(quantization="fp8"), variant("glm-nano"), GPU)
+    assert resolved.device_kernels and not resolved.native_kernels and any("GPU kernels" in reason for reason in reasons)
+    bare, reasons = resolve(EngineConfig(), variant("glm-nano"), replace(GPU, device_kernels=False))
+    assert not bare.device_kernels and any("Triton is not installed" in reason for reason in reasons)
+    assert not resolve(EngineConfig(), variant("glm-nano"), CPU)[0].device_kernels
+
+
+@pytest.mark.parametrize(
+    ("config", "machine", "message"),
+    [
+        (EngineConfig(quantization="int4"), GPU, "int4.*use fp8"),
+        (EngineConfig(quantization="fp8"), replace(GPU, device_kernels=False), "Triton is not installed"),
+        (EngineConfig(quantization="fp8", deterministic=True), GPU, "deterministic"),
+        (EngineConfig(native_kernels=True), GPU, "the device is cuda"),
+    ],
+)
+def test_what_a_gpu_cannot_do_is_refused(config, machine, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve(config, variant("glm-nano"), machine)

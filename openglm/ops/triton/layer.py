@@ -1,0 +1,354 @@
+"""`DeviceLayer`, `DeviceTrunk`, `DeviceMTP`: the model on a GPU, composed of the kernels of this package.
+
+They stand where `ops.PackedLayer`, `PackedTrunk` and `PackedMTP` stand on the CPU. Nothing here copies to the host or takes a shape from
+data, so a step can be captured in a CUDA graph, but for layers with experts in host memory (`DeviceTrunk.capturable`) and
+`DeviceMTP.draft`, which ends in one copy.
+
+Shape legend: T tokens, H hidden, Hq / Hkv query and KV heads, D head dim, R requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openglm.ops.reference.attention import PAGE_SIZE, KVLayer
+from openglm.ops.reference.highest import highest
+from openglm.ops.reference.swiglu import swiglu
+from openglm.ops.triton.attention import paged_attention
+from openglm.ops.triton.experts import DeviceExperts
+from openglm.ops.triton.host_experts import HostExperts
+from openglm.ops.triton.linear import DeviceLinear
+from openglm.ops.triton.norm import rms_norm
+from openglm.ops.triton.rope import rope_and_write
+from openglm.ops.triton.router import route
+
+
+class DeviceBlock(Protocol):
+    """The second half of a layer: x [T, H] normed, residual [T, H] -> residual + block(x)."""
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """The block and its residual."""
+
+
+class DeviceMLP:
+    """A gated MLP: `down(silu(gate(x)) * up(x))`, the gate rows first in gate_up [2M, H]."""
+
+    def __init__(self, gate_up: DeviceLinear, down: DeviceLinear) -> None:
+        self.gate_up, self.down = gate_up, down
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x [T, H] -> residual + mlp(x) [T, H]."""
+        out: Tensor = self.down(swiglu(self.gate_up(x)), residual)
+        return out
+
+
+@dataclass(frozen=True)
+class RouterSettings:
+    """How experts are chosen and weighed."""
+
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+    scaling: float
+
+
+class DeviceMoE:
+    """Experts of which some, or the shared one, stand apart: `local` on the device [0, first host expert), `host`, `shared`.
+
+    Where everything fits one stack, `DeviceExperts` alone is the block.
+    """
+
+    def __init__(
+        self,
+        local: DeviceExperts | None,
+        *,
+        host: HostExperts | None,
+        shared: DeviceMLP | None,
+        router: Tensor,
+        router_bias: Tensor,
+        settings: RouterSettings,
+    ) -> None:
+        """router [E, H] and router_bias [E] fp32 cover all experts, wherever they are."""
+        self._local, self._host, self._shared = local, host, shared
+        self._router, self._bias, self._settings = router, router_bias, settings
+
+    @property
+    def capturable(self) -> bool:
+        """Whether nothing waits for the host."""
+        return self._host is None
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x [T, H] -> residual + moe(x) [T, H]."""
+        s = self._settings
+        ids, weights = route(
+            x,
+            self._router,
+            self._bias,
+            num_experts_per_tok=s.num_experts_per_tok,
+            norm_topk_prob=s.norm_topk_prob,
+            scaling=s.scaling,
+            num_shared=0,
+        )
+        pending = None if self._host is None else self._host.start(x, weights, ids)
+        total = None if self._local is None else self._local.routed(x, weights, ids).float()
+        if self._shared is not None:
+            residual = self._shared(x, residual)
+        if pending is not None:
+            theirs = pending.finish()
+            total = theirs if total is None else total + theirs
+        return residual if total is None else residual + total.to(x.dtype)
+
+
+class DeviceLayer:
+    """A whole decoder layer: norm, attention over pages, norm, MLP or experts, both residuals."""
+
+    def __init__(
+        self,
+        *,
+        qkv: DeviceLinear,
+        o: DeviceLinear,
+        mlp: DeviceMLP | DeviceExperts | DeviceMoE,
+        input_norm: Tensor,
+        post_norm: Tensor,
+        q_norm: Tensor | None,
+        k_norm: Tensor | None,
+        eps: float,
+        num_heads: int,
+        head_dim: int,
+    ) -> None:
+        """Norm weights [H] or [D] have the dtype of the activations."""
+        self._qkv, self._o, self._mlp = qkv, o, mlp
+        self._input_norm, self._post_norm, self._q_norm, self._k_norm = input_norm, post_norm, q_norm, k_norm
+        self._eps, self._num_heads, self._scale = eps, num_heads, head_dim**-0.5
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the layer can be part of a CUDA graph."""
+        return not isinstance(self._mlp, DeviceMoE) or self._mlp.capturable
+
+    def __call__(
+        self,
+        x: Tensor,
+        *,
+        rope: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        kv: KVLayer,
+        offsets: Tensor,
+        num_requests: int,
+        max_query_len: int,
+        max_kv_len: int,
+        page_table: Tensor,
+    ) -> Tensor:
+        """x [T, H] -> [T, H]; rope [positions, 2, rotary_dim / 2] fp32 is the whole table. The rest is as in the attention kernels."""
+        queries = self._write(x, rope, positions, slots, kv)
+        attended = paged_attention(
+            queries,
+            kv,
+            offsets=offsets,
+            num_requests=num_requests,
+            max_query_len=max_query_len,
+            max_kv_len=max_kv_len,
+            page_table=page_table,
+            scale=self._scale,
+        )
+        x = self._o(attended.flatten(1), x)
+        out: Tensor = self._mlp(rms_norm(x, self._post_norm, self._eps), x)
+        return out
+
+    def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
+        """Only store keys and values of x [T, H]."""
+        self._write(x, rope, positions, slots, kv)
+
+    def _write(self, x: Tensor, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> Tensor:
+        queries: Tensor = rope_and_write(
+            self._qkv(rms_norm(x, self._input_norm, self._eps)),
+            num_heads=self._num_heads,
+            q_norm=self._q_norm,
+            k_norm=self._k_norm,
+            eps=self._eps,
+            rope_table=rope,
+            positions=positions,
+            slots=slots,
+            kv=kv,
+        )
+        return queries
+
+
+class DeviceTrunk:
+    """Everything from tokens to hidden states: embedding, all decoder layers, final norm."""
+
+    def __init__(self, layers: Sequence[DeviceLayer], *, embedding: Tensor, norm: Tensor, eps: float, rope: Tensor) -> None:
+        """embedding [V, H] and norm [H] have the dtype of the activations; rope [positions, 2, rotary_dim / 2] fp32 is the whole table."""
+        self.layers = tuple(layers)
+        self._embedding, self._norm, self._eps, self._rope = embedding.detach(), norm.detach(), eps, rope
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a step can be captured in a CUDA graph: no layer waits for experts in host memory."""
+        return all(layer.capturable for layer in self.layers)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        kv: Sequence[KVLayer],
+        offsets: Tensor,
+        num_requests: int,
+        max_query_len: int,
+        max_kv_len: int,
+        page_table: Tensor,
+    ) -> Tensor:
+        """tokens [T] -> hidden states [T, H] after the final norm; the other arguments as in `DeviceLayer`, KV pages for every layer."""
+        x = F.embedding(tokens, self._embedding)
+        for layer, pages in zip(self.layers, kv, strict=True):
+            x = layer(
+                x,
+                rope=self._rope,
+                positions=positions,
+                slots=slots,
+                kv=pages,
+                offsets=offsets,
+                num_requests=num_requests,
+                max_query_len=max_query_len,
+                max_kv_len=max_kv_len,
+                page_table=page_table,
+            )
+        out: Tensor = rms_norm(x, self._norm, self._eps)
+        return out
+
+
+class DeviceMTP:
+    """The MTP layer: one pass, its KV entries alone, and chains of drafts for several sequences."""
+
+    def __init__(
+        self,
+        *,
+        eh: DeviceLinear,
+        layer: DeviceLayer,
+        head: DeviceLinear,
+        embedding: Tensor,
+        enorm: Tensor,
+        hnorm: Tensor,
+        norm: Tensor,
+        eps: float,
+        rope: Tensor,
+    ) -> None:
+        """embedding [V, H] and norms [H] have the dtype of the activations; rope [positions, 2, rotary_dim / 2] fp32 is the whole table."""
+        self._eh, self._layer, self._head = eh, layer, head
+        self._embedding, self._rope, self._eps = embedding.detach(), rope, eps
+        self._enorm, self._hnorm, self._norm = (t.detach() for t in (enorm, hnorm, norm))
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        hidden: Tensor,
+        *,
+        positions: Tensor,
+        slots: Tensor,
+        kv: KVLayer,
+        offsets: Tensor,
+        num_requests: int,
+        max_query_len: int,
+        max_kv_len: int,
+        page_table: Tensor,
+    ) -> Tensor:
+        """tokens [T] that follow the states hidden [T, H] -> [T, H] after the layer's own norm."""
+        out = self._layer(
+            self._input(tokens, hidden),
+            rope=self._rope,
+            positions=positions,
+            slots=slots,
+            kv=kv,
+            offsets=offsets,
+            num_requests=num_requests,
+            max_query_len=max_query_len,
+            max_kv_len=max_kv_len,
+            page_table=page_table,
+        )
+        normed: Tensor = rms_norm(out, self._norm, self._eps)
+        return normed
+
+    def write_kv(self, tokens: Tensor, hidden: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
+        """Store keys and values of hidden [T, H] with the token [T] behind each, at positions [T] and slots [T]."""
+        self._layer.write_kv(self._input(tokens, hidden), rope=self._rope, positions=positions, slots=slots, kv=kv)
+
+    def draft(
+        self,
+        hidden: Tensor,
+        *,
+        tokens: Sequence[int],
+        first_rows: Sequence[int],
+        counts: Sequence[int],
+        positions: Sequence[int],
+        depths: Sequence[int],
+        page_table: Tensor,
+        kv: KVLayer,
+        num_tokens: int,
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """As `ops.PackedMTP.draft`. The chain stays on the device; only its end is copied to the host."""
+        rows = len(counts)
+        if list(depths) != sorted(depths, reverse=True) or depths[-1] < 1 or min(counts) < 1 or len(tokens) != sum(counts):
+            raise ValueError(f"depths {list(depths)} must fall, and {len(tokens)} tokens fit {list(counts)} states")
+        last = max(start + count + depth - 1 for start, count, depth in zip(positions, counts, depths, strict=True))
+        if last > min(self._rope.shape[0], PAGE_SIZE * page_table.shape[1]) or page_table.shape[0] != rows:
+            raise ValueError(f"positions up to {last} do not fit a page table {tuple(page_table.shape)}")
+        sources: list[int] = []
+        requests: list[int] = []
+        places: list[int] = []
+        for r, (first, count, start) in enumerate(zip(first_rows, counts, positions, strict=True)):
+            sources += range(first, first + count)
+            requests += [r] * count
+            places += range(start, start + count)
+        given = torch.tensor([list(tokens), sources, requests, places], device=hidden.device)  # one copy to the device
+        states = hidden.index_select(0, given[1])
+        ends: list[int] = []
+        for count in counts:
+            ends.append(count + (ends[-1] if ends else 0))
+        tips = [end - 1 for end in ends]
+        before = sorted(set(range(len(tokens))) - set(tips))
+        if before:
+            index = torch.tensor(before, device=hidden.device)
+            ids, owners, at = given[0][index], given[2][index], given[3][index]
+            self.write_kv(ids, states[index], at, _slots(page_table, owners, at), kv)
+        index = torch.tensor(tips, device=hidden.device)
+        ids, owners, at, states = given[0][index], given[2][index], given[3][index], states[index]
+        drafted = torch.zeros(rows, depths[0], dtype=torch.int64, device=hidden.device)
+        logits = torch.zeros(rows, depths[0], device=hidden.device)
+        for step in range(depths[0]):
+            kept = sum(depth > step for depth in depths)
+            ids, owners, at, states = ids[:kept], owners[:kept], at[:kept], states[:kept]
+            states = self(
+                ids,
+                states,
+                positions=at,
+                slots=_slots(page_table, owners, at),
+                kv=kv,
+                offsets=torch.cat([torch.arange(kept + 1, device=hidden.device), at + 1]),
+                num_requests=kept,
+                max_query_len=1,
+                max_kv_len=last,
+                page_table=page_table[:kept],
+            )
+            values, ids = highest(self._head.logits(states)[:, :num_tokens])
+            drafted[:kept, step], logits[:kept, step] = ids, values
+            at = at + 1
+        return drafted.tolist(), logits.tolist()
+
+    def _input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        embedded = F.embedding(tokens, self._embedding)
+        normed = [rms_norm(embedded, self._enorm, self._eps), rms_norm(hidden, self._hnorm, self._eps)]
+        joined: Tensor = self._eh(torch.cat(normed, dim=-1))
+        return joined
+
+
+def _slots(page_table: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
+    """Where the positions [T] of the requests [T] are stored."""
+    return page_table[requests, positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
