@@ -66,7 +66,8 @@ class HostExperts:
         if not self._buffers or self._buffers[0].shape[0] < x.shape[0]:
             rows = max(16, 1 << (x.shape[0] - 1).bit_length())
             shapes = [(x.shape[1:], x.dtype), (weights.shape[1:], weights.dtype), (ids.shape[1:], ids.dtype), (x.shape[1:], torch.float32)]
-            self._buffers = tuple(torch.empty((rows, *shape), dtype=dtype, pin_memory=True) for shape, dtype in shapes)
+            with torch.inference_mode(False):  # else they could be written in inference mode only
+                self._buffers = tuple(torch.empty((rows, *shape), dtype=dtype, pin_memory=True) for shape, dtype in shapes)
         return self._buffers
 
 
