@@ -1,0 +1,270 @@
+"""Experts on the device: up to 16 tokens by two output-centric kernels, more by a grouped GEMM over pairs sorted by expert.
+
+    few:   (token, slot) x slices of M: gate | up, SiLU        token x slices of H: down, summed over slots, residual
+    many:  sort pairs by expert, pad to blocks -> gate | up, SiLU -> down -> per token: sum in the order of slots, residual
+
+A pair is a token and one of its slots. No atomics, so that results repeat; no shapes from data, so that a CUDA graph can hold it: the grid of
+the grouped GEMM is the most blocks that any routing can fill, and programs beyond those filled return at once. A pair whose id is not of
+this stack is skipped: it adds nothing, not even zero times a NaN. The two paths add in another order, and only `many` rounds each
+expert's output to the dtype of x as the reference does; within a path a row does not depend on its company.
+
+Shape legend: T tokens, H hidden, K chosen experts per token and S shared ones, M expert width, N experts in the stack.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from openglm.ops.reference.fp8_kv import FP8
+from openglm.ops.triton.router import route
+
+_INTERPRETED = bool(triton.knobs.runtime.interpret)
+_FEW_TOKENS = 16
+_ROWS = 32  # pairs per block of the grouped GEMM
+_COLUMNS = 64
+_INNER = 64
+_FEW_OUTPUTS = 16
+_FEW_INNER = 256
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _numbers(stored, FP8_CODES: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
+    if FP8_CODES:
+        code = stored.to(tl.int32)
+        magnitude = code & 0x7F
+        normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+        value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
+        value = tl.where(magnitude == 0x7F, float("nan"), value)
+        return tl.where(code >= 0x80, -value, value)
+    else:
+        return stored.to(tl.float32)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _few_gate_up_kernel(  # type: ignore[no-untyped-def]
+    x,
+    ids,
+    gate_up,
+    scales,
+    hidden,
+    experts,
+    SLOTS: tl.constexpr,
+    H: tl.constexpr,
+    M: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    FP8_CODES: tl.constexpr,
+):
+    pair = tl.program_id(0).to(tl.int64)
+    expert = tl.load(ids + pair).to(tl.int64)
+    if expert < 0 or expert >= experts:
+        return
+    m = tl.program_id(1) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    rows = gate_up + (expert * 2 * M + m[:, None]) * H
+    gate = tl.zeros((BN,), tl.float32)
+    up = tl.zeros((BN,), tl.float32)
+    for start in range(0, H, BK):
+        at = start + k
+        inside = (m < M)[:, None] & (at < H)[None, :]
+        token = tl.load(x + pair // SLOTS * H + at, mask=at < H, other=0.0).to(tl.float32)[None, :]
+        gate += tl.sum(_numbers(tl.load(rows + at[None, :], mask=inside, other=0), FP8_CODES) * token, 1)
+        up += tl.sum(_numbers(tl.load(rows + M * H + at[None, :], mask=inside, other=0), FP8_CODES) * token, 1)
+    if FP8_CODES:
+        gate *= tl.load(scales + expert * 2 * M + m, mask=m < M, other=0.0)
+        up *= tl.load(scales + expert * 2 * M + M + m, mask=m < M, other=0.0)
+    tl.store(hidden + pair * M + m, (gate / (1.0 + tl.exp(-gate)) * up).to(hidden.dtype.element_ty), mask=m < M)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _few_down_kernel(  # type: ignore[no-untyped-def]
+    hidden, ids, weights, down, scales, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    FP8_CODES: tl.constexpr, RESIDUAL: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    total = tl.zeros((BN,), tl.float32)
+    for slot in range(SLOTS):
+        pair = token * SLOTS + slot
+        expert = tl.load(ids + pair).to(tl.int64)
+        if expert >= 0 and expert < experts:
+            product = tl.zeros((BN,), tl.float32)
+            for start in range(0, M, BK):
+                at = start + k
+                inside = (h < H)[:, None] & (at < M)[None, :]
+                stored = tl.load(down + (expert * H + h[:, None]) * M + at[None, :], mask=inside, other=0)
+                given = tl.load(hidden + pair * M + at, mask=at < M, other=0.0).to(tl.float32)
+                product += tl.sum(_numbers(stored, FP8_CODES) * given[None, :], 1)
+            if FP8_CODES:
+                product *= tl.load(scales + expert * H + h, mask=h < H, other=0.0)
+            total += product * tl.load(weights + pair)
+    if RESIDUAL:
+        total += tl.load(residual + token * H + h, mask=h < H, other=0.0).to(tl.float32)
+    tl.store(out + token * H + h, total.to(out.dtype.element_ty), mask=h < H)
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _product(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+    """total [B, BN] + given [B, BK] times stored [BK, BN]."""
+    if UPCAST:
+        return tl.dot(given.to(tl.float32), _numbers(stored, FP8_CODES), total, input_precision="ieee")
+    elif FP8_CODES:
+        return tl.dot(given, _numbers(stored, FP8_CODES).to(given.dtype), total, input_precision="ieee")
+    else:
+        return tl.dot(given, stored.to(given.dtype), total, input_precision="ieee")
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _many_kernel(  # type: ignore[no-untyped-def]
+    given, pairs, block_experts, weight, scales, out, experts, SHARE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr,
+    B: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr
+):  # fmt: skip
+    """out [pairs, N] = given[pair // SHARE] times the rows of each block's expert; GATED: of N gate and then N up rows, through SiLU."""
+    block = tl.program_id(1).to(tl.int64)
+    expert = tl.load(block_experts + block).to(tl.int64)
+    if expert >= experts:
+        return
+    pair = tl.load(pairs + block * B + tl.arange(0, B)).to(tl.int64)
+    filled = pair >= 0
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    k = tl.arange(0, BK)
+    height: tl.constexpr = 2 * N if GATED else N
+    rows = weight + (expert * height + n[None, :]) * K
+    first = tl.zeros((B, BN), tl.float32)
+    second = tl.zeros((B, BN), tl.float32)
+    for start in range(0, K, BK):
+        at = start + k
+        here = tl.load(given + (pair // SHARE * K)[:, None] + at[None, :], mask=filled[:, None] & (at < K)[None, :], other=0.0)
+        inside = (at < K)[:, None] & (n < N)[None, :]
+        first = _product(here, tl.load(rows + at[:, None], mask=inside, other=0), first, FP8_CODES, UPCAST)
+        if GATED:
+            second = _product(here, tl.load(rows + N * K + at[:, None], mask=inside, other=0), second, FP8_CODES, UPCAST)
+    if FP8_CODES:
+        first *= tl.load(scales + expert * height + n, mask=n < N, other=0.0)[None, :]
+        if GATED:
+            second *= tl.load(scales + expert * height + N + n, mask=n < N, other=0.0)[None, :]
+    if GATED:
+        first = first / (1.0 + tl.exp(-first)) * second
+    tl.store(out + pair[:, None] * N + n[None, :], first.to(out.dtype.element_ty), mask=filled[:, None] & (n < N)[None, :])
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _sum_kernel(
+    products, ids, weights, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, BN: tl.constexpr, RESIDUAL: tl.constexpr
+):  # type: ignore[no-untyped-def]
+    token = tl.program_id(0).to(tl.int64)
+    h = tl.program_id(1) * BN + tl.arange(0, BN)
+    total = tl.zeros((BN,), tl.float32)
+    for slot in range(SLOTS):
+        pair = token * SLOTS + slot
+        expert = tl.load(ids + pair)
+        here = (h < H) & (expert >= 0) & (expert < experts)
+        total += tl.where(here, tl.load(products + pair * H + h, mask=here, other=0.0).to(tl.float32) * tl.load(weights + pair), 0.0)
+    if RESIDUAL:
+        total += tl.load(residual + token * H + h, mask=h < H, other=0.0).to(tl.float32)
+    tl.store(out + token * H + h, total.to(out.dtype.element_ty), mask=h < H)
+
+
+def _blocks(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """ids [T, slots] -> pairs [blocks * B] int32 by expert, -1 where a block is not full; each block's expert [blocks], `experts` if none."""
+    flat = ids.flatten().long()
+    flat = torch.where((flat < 0) | (flat >= experts), experts, flat)
+    count = flat.numel()
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, flat, torch.ones_like(flat))
+    blocks = (counts + _ROWS - 1) // _ROWS
+    ends = blocks.cumsum(0)
+    shift = (ends - blocks) * _ROWS - (counts.cumsum(0) - counts)  # from the place among pairs to that among padded ones
+    bound = count // _ROWS + min(experts, count)
+    pairs = torch.full(((bound + count // _ROWS + 1) * _ROWS,), -1, dtype=torch.int32, device=ids.device)
+    places = torch.arange(count, device=ids.device) + shift[flat[order]]
+    pairs.scatter_(0, places, order.int())
+    return pairs, torch.searchsorted(ends, torch.arange(bound, device=ids.device), right=True)
+
+
+class DeviceExperts:
+    """The experts of one layer with their router; the S shared ones are the last of the stack."""
+
+    def __init__(
+        self,
+        gate_up: Tensor,
+        down: Tensor,
+        gate_up_scales: Tensor | None = None,
+        down_scales: Tensor | None = None,
+        *,
+        router: Tensor,
+        router_bias: Tensor,
+        num_experts_per_tok: int,
+        norm_topk_prob: bool,
+        scaling: float,
+        num_shared: int,
+    ) -> None:
+        """gate_up [N, 2M, H], gate rows first, down [N, H, M]; scales [N, 2M] and [N, H] fp32 exactly where they are e4m3; N = E + S."""
+        total, double, width = gate_up.shape
+        fp8 = gate_up.dtype == FP8
+        fits = (
+            down.shape == (total, width, double // 2) and gate_up.dtype == down.dtype and gate_up.is_contiguous() and down.is_contiguous()
+        )
+        if not fits or router.shape[0] + num_shared != total or fp8 != (gate_up_scales is not None) or fp8 != (down_scales is not None):
+            raise ValueError(f"experts {tuple(gate_up.shape)} and {tuple(down.shape)} do not fit each other, their router or their scales")
+        self._experts, self._hidden_size, self._width, self._fp8 = total, width, double // 2, fp8
+        self._gate_up, self._down = (w.view(torch.uint8) if fp8 else w for w in (gate_up, down))
+        self._gate_up_scales, self._down_scales = gate_up_scales, down_scales
+        self._router, self._bias, self._num_shared = router, router_bias, num_shared
+        self._chosen, self._norm, self._scaling = num_experts_per_tok, norm_topk_prob, scaling
+
+    def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
+        """x [T, H] normed, residual [T, H] -> residual + experts(x), in x's dtype."""
+        ids, weights = route(
+            x,
+            self._router,
+            self._bias,
+            num_experts_per_tok=self._chosen,
+            norm_topk_prob=self._norm,
+            scaling=self._scaling,
+            num_shared=self._num_shared,
+        )
+        return self._run(x, weights, ids, residual)
+
+    def routed(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """The weighted sum over those ids [T, slots] that are in this stack: x [T, H], weights [T, slots] fp32 -> [T, H] fp32."""
+        return self._run(x, weights, ids, None)
+
+    def _run(self, x: Tensor, weights: Tensor, ids: Tensor, residual: Tensor | None) -> Tensor:
+        tokens, slots = ids.shape
+        height, width = self._hidden_size, self._width
+        if x.shape != (tokens, height) or weights.shape != ids.shape or (residual is not None and residual.shape != x.shape):
+            raise ValueError(f"x {tuple(x.shape)} and ids {tuple(ids.shape)} do not fit experts of hidden size {height}")
+        x, weights, ids = x.contiguous(), weights.contiguous(), ids.contiguous()
+        residual = None if residual is None else residual.contiguous()
+        out = torch.empty(tokens, height, dtype=torch.float32 if residual is None else x.dtype, device=x.device)
+        if not tokens:
+            return out
+        hidden = torch.empty(tokens * slots, width, dtype=x.dtype, device=x.device)
+        n, fp8, has_residual = self._experts, self._fp8, residual is not None
+        if tokens <= _FEW_TOKENS:
+            meta = {"SLOTS": slots, "H": height, "M": width, "BN": _FEW_OUTPUTS, "BK": _FEW_INNER, "FP8_CODES": fp8}
+            grid = (tokens * slots, triton.cdiv(width, _FEW_OUTPUTS))
+            _few_gate_up_kernel[grid](x, ids, self._gate_up, self._gate_up_scales, hidden, n, **meta)
+            grid = (tokens, triton.cdiv(height, _FEW_OUTPUTS))
+            _few_down_kernel[grid](hidden, ids, weights, self._down, self._down_scales, residual, out, n, RESIDUAL=has_residual, **meta)
+            return out
+        pairs, experts = _blocks(ids, n)
+        products = torch.empty(tokens * slots, height, dtype=x.dtype, device=x.device)
+        meta = {"B": _ROWS, "BN": _COLUMNS, "BK": _INNER, "FP8_CODES": fp8, "UPCAST": _INTERPRETED}
+        grid = (triton.cdiv(width, _COLUMNS), experts.numel())
+        _many_kernel[grid](
+            x, pairs, experts, self._gate_up, self._gate_up_scales, hidden, n, SHARE=slots, N=width, K=height, GATED=True, **meta
+        )
+        grid = (triton.cdiv(height, _COLUMNS), experts.numel())
+        _many_kernel[grid](
+            hidden, pairs, experts, self._down, self._down_scales, products, n, SHARE=1, N=height, K=width, GATED=False, **meta
+        )
+        grid = (tokens, triton.cdiv(height, _FEW_INNER))
+        _sum_kernel[grid](products, ids, weights, residual, out, n, SLOTS=slots, H=height, BN=_FEW_INNER, RESIDUAL=has_residual)
+        return out
