@@ -3,8 +3,8 @@
     few:   (token, slot) x slices of M: gate | up, SiLU        token x slices of H: down, summed over slots, residual
     many:  sort pairs by expert, pad to blocks -> gate | up, SiLU -> down -> per token: sum in the order of slots, residual
 
-A pair is a token and one of its slots. No atomics, so that results repeat; no shapes from data, so that a CUDA graph can hold it: the grid of
-the grouped GEMM is the most blocks that any routing can fill, and programs beyond those filled return at once. A pair whose id is not of
+A pair is a token and one of its slots. No atomics, so that results repeat; no shapes from data, so that a CUDA graph can hold it: the
+grid of the grouped GEMM is the most blocks that any routing can fill, and programs beyond those filled return at once. A pair whose id is not of
 this stack is skipped: it adds nothing, not even zero times a NaN. The two paths add in another order, and only `many` rounds each
 expert's output to the dtype of x as the reference does; within a path a row does not depend on its company.
 
@@ -40,8 +40,7 @@ def _numbers(stored, FP8_CODES: tl.constexpr):  # type: ignore[no-untyped-def]
         value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
         value = tl.where(magnitude == 0x7F, float("nan"), value)
         return tl.where(code >= 0x80, -value, value)
-    else:
-        return stored.to(tl.float32)
+    return stored.to(tl.float32)
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -82,8 +81,8 @@ def _few_gate_up_kernel(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _few_down_kernel(  # type: ignore[no-untyped-def]
-    hidden, ids, weights, down, scales, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, M: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FP8_CODES: tl.constexpr, RESIDUAL: tl.constexpr
+    hidden, ids, weights, down, scales, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, FP8_CODES: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -113,7 +112,7 @@ def _product(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr
     """total [B, BN] + given [B, BK] times stored [BK, BN]."""
     if UPCAST:
         return tl.dot(given.to(tl.float32), _numbers(stored, FP8_CODES), total, input_precision="ieee")
-    elif FP8_CODES:
+    elif FP8_CODES:  # noqa: RET505 - both branches are constexpr
         return tl.dot(given, _numbers(stored, FP8_CODES).to(given.dtype), total, input_precision="ieee")
     else:
         return tl.dot(given, stored.to(given.dtype), total, input_precision="ieee")
@@ -171,7 +170,7 @@ def _sum_kernel(
 
 
 def _blocks(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """ids [T, slots] -> pairs [blocks * B] int32 by expert, -1 where a block is not full; each block's expert [blocks], `experts` if none."""
+    """ids [T, slots] -> pairs [blocks * B] int32 by expert, -1 for padding; each block's expert [blocks], or `experts`."""
     flat = ids.flatten().long()
     flat = torch.where((flat < 0) | (flat >= experts), experts, flat)
     count = flat.numel()
