@@ -4,8 +4,8 @@
     many:  sort pairs by expert, pad to blocks -> gate | up, SiLU -> down -> per token: sum in the order of slots, residual
 
 A pair is a token and one of its slots. No atomics, so that results repeat; no shapes from data, so that a CUDA graph can hold it: the
-grid of the grouped GEMM is the most blocks that any routing can fill, and programs beyond those filled return at once. A pair whose id is not of
-this stack is skipped: it adds nothing, not even zero times a NaN. The two paths add in another order, and only `many` rounds each
+grid of the grouped GEMM is the most blocks that any routing can fill, and programs beyond those filled return at once. A pair whose id is
+not of this stack is skipped: it adds nothing, not even zero times a NaN. The two paths add in another order, and only `many` rounds each
 expert's output to the dtype of x as the reference does; within a path a row does not depend on its company.
 
 Shape legend: T tokens, H hidden, K chosen experts per token and S shared ones, M expert width, N experts in the stack.
@@ -30,8 +30,8 @@ _FEW_OUTPUTS = 16
 _FEW_INNER = 256
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _numbers(stored, FP8_CODES: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _numbers(stored, FP8_CODES: tl.constexpr):
     """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
     if FP8_CODES:
         code = stored.to(tl.int32)
@@ -43,8 +43,8 @@ def _numbers(stored, FP8_CODES: tl.constexpr):  # type: ignore[no-untyped-def]
     return stored.to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _few_gate_up_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _few_gate_up_kernel(
     x,
     ids,
     gate_up,
@@ -79,8 +79,8 @@ def _few_gate_up_kernel(  # type: ignore[no-untyped-def]
     tl.store(hidden + pair * M + m, (gate / (1.0 + tl.exp(-gate)) * up).to(hidden.dtype.element_ty), mask=m < M)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _few_down_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _few_down_kernel(
     hidden, ids, weights, down, scales, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, FP8_CODES: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
@@ -107,8 +107,8 @@ def _few_down_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + token * H + h, total.to(out.dtype.element_ty), mask=h < H)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _product(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _product(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr):
     """total [B, BN] + given [B, BK] times stored [BK, BN]."""
     if UPCAST:
         return tl.dot(given.to(tl.float32), _numbers(stored, FP8_CODES), total, input_precision="ieee")
@@ -118,8 +118,8 @@ def _product(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr
         return tl.dot(given, stored.to(given.dtype), total, input_precision="ieee")
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _many_kernel(  # type: ignore[no-untyped-def]
+@triton.jit
+def _many_kernel(
     given, pairs, block_experts, weight, scales, out, experts, SHARE: tl.constexpr, N: tl.constexpr, K: tl.constexpr, GATED: tl.constexpr,
     B: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
@@ -152,10 +152,10 @@ def _many_kernel(  # type: ignore[no-untyped-def]
     tl.store(out + pair[:, None] * N + n[None, :], first.to(out.dtype.element_ty), mask=filled[:, None] & (n < N)[None, :])
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+@triton.jit
 def _sum_kernel(
     products, ids, weights, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, BN: tl.constexpr, RESIDUAL: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     token = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BN + tl.arange(0, BN)
     total = tl.zeros((BN,), tl.float32)

@@ -17,8 +17,8 @@ _FEW_EXPERTS = 4
 _FEW_INNER = 512
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _logits_kernel(x, router, logits, experts, H: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _logits_kernel(x, router, logits, experts, H: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     e = tl.program_id(1) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -31,8 +31,8 @@ def _logits_kernel(x, router, logits, experts, H: tl.constexpr, BN: tl.constexpr
     tl.store(logits + row * experts + e, tl.sum(partial, 1), mask=e < experts)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _route_kernel(logits, bias, ids, weights, experts, scaling, K: tl.constexpr, S: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _route_kernel(logits, bias, ids, weights, experts, scaling, K: tl.constexpr, S: tl.constexpr, NORM: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     e = tl.arange(0, BLOCK)
     inside = e < experts
