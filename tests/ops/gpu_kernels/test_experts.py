@@ -133,3 +133,20 @@ def test_kernels_compile_for_sm_90_within_its_limits(model, tmp_path):
         assert kernel["shared"] <= 227 * 1024, kernel
         assert kernel["registers"] <= 128, kernel
         assert kernel["spilled"] == 0, kernel
+
+
+@pytest.mark.parametrize("tokens", [2, 17])
+def test_widths_of_several_uneven_blocks_and_rows_without_regard_to_company(tokens):
+    height, width = 530, 270
+    seed = torch.Generator().manual_seed(5)
+    stacks = [torch.randn(*shape, generator=seed) / 16 for shape in ((2, 2 * width, height), (2, height, width))]
+    router, bias = torch.randn(2, height, generator=seed), torch.zeros(2)
+    experts = DeviceExperts(*stacks, router=router, router_bias=bias, num_experts_per_tok=1, norm_topk_prob=True, scaling=1.0, num_shared=0)
+    x, residual = (torch.randn(tokens, height, generator=seed) for _ in range(2))
+    routing = reference.experts.route(x, router, bias, num_experts_per_tok=1)
+    found = experts(x, residual)
+    torch.testing.assert_close(found, residual + reference.experts.experts_mlp(x, routing, *stacks), rtol=1e-4, atol=1e-4)
+    ids, weights = routing.experts.int(), routing.weights
+    together = experts.routed(x, weights, ids)
+    x[1:], ids[1:] = 0, 1 - ids[1:]
+    assert torch.equal(experts.routed(x, weights, ids)[0], together[0])
