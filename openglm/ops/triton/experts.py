@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8
+from openglm.ops.triton.products import multiplied, numbers
 from openglm.ops.triton.router import route
 
 _INTERPRETED = bool(triton.knobs.runtime.interpret)
@@ -28,19 +29,6 @@ _COLUMNS = 64
 _INNER = 64
 _FEW_OUTPUTS = 16
 _FEW_INNER = 256
-
-
-@triton.jit
-def _numbers(stored, FP8_CODES: tl.constexpr):
-    """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
-    if FP8_CODES:
-        code = stored.to(tl.int32)
-        magnitude = code & 0x7F
-        normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-        value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-        value = tl.where(magnitude == 0x7F, float("nan"), value)
-        return tl.where(code >= 0x80, -value, value)
-    return stored.to(tl.float32)
 
 
 @triton.jit
@@ -71,8 +59,8 @@ def _few_gate_up_kernel(
         at = start + k
         inside = (m < M)[:, None] & (at < H)[None, :]
         token = tl.load(x + pair // SLOTS * H + at, mask=at < H, other=0.0).to(tl.float32)[None, :]
-        gate += tl.sum(_numbers(tl.load(rows + at[None, :], mask=inside, other=0), FP8_CODES) * token, 1)
-        up += tl.sum(_numbers(tl.load(rows + M * H + at[None, :], mask=inside, other=0), FP8_CODES) * token, 1)
+        gate += tl.sum(numbers(tl.load(rows + at[None, :], mask=inside, other=0), FP8_CODES) * token, 1)
+        up += tl.sum(numbers(tl.load(rows + M * H + at[None, :], mask=inside, other=0), FP8_CODES) * token, 1)
     if FP8_CODES:
         gate *= tl.load(scales + expert * 2 * M + m, mask=m < M, other=0.0)
         up *= tl.load(scales + expert * 2 * M + M + m, mask=m < M, other=0.0)
@@ -98,24 +86,13 @@ def _few_down_kernel(
                 inside = (h < H)[:, None] & (at < M)[None, :]
                 stored = tl.load(down + (expert * H + h[:, None]) * M + at[None, :], mask=inside, other=0)
                 given = tl.load(hidden + pair * M + at, mask=at < M, other=0.0).to(tl.float32)
-                product += tl.sum(_numbers(stored, FP8_CODES) * given[None, :], 1)
+                product += tl.sum(numbers(stored, FP8_CODES) * given[None, :], 1)
             if FP8_CODES:
                 product *= tl.load(scales + expert * H + h, mask=h < H, other=0.0)
             total += product * tl.load(weights + pair)
     if RESIDUAL:
         total += tl.load(residual + token * H + h, mask=h < H, other=0.0).to(tl.float32)
     tl.store(out + token * H + h, total.to(out.dtype.element_ty), mask=h < H)
-
-
-@triton.jit
-def _product(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr):
-    """total [B, BN] + given [B, BK] times stored [BK, BN]."""
-    if UPCAST:
-        return tl.dot(given.to(tl.float32), _numbers(stored, FP8_CODES), total, input_precision="ieee")
-    elif FP8_CODES:  # noqa: RET505 - both branches are constexpr
-        return tl.dot(given, _numbers(stored, FP8_CODES).to(given.dtype), total, input_precision="ieee")
-    else:
-        return tl.dot(given, stored.to(given.dtype), total, input_precision="ieee")
 
 
 @triton.jit
@@ -140,9 +117,9 @@ def _many_kernel(
         at = start + k
         here = tl.load(given + (pair // SHARE * K)[:, None] + at[None, :], mask=filled[:, None] & (at < K)[None, :], other=0.0)
         inside = (at < K)[:, None] & (n < N)[None, :]
-        first = _product(here, tl.load(rows + at[:, None], mask=inside, other=0), first, FP8_CODES, UPCAST)
+        first = multiplied(here, tl.load(rows + at[:, None], mask=inside, other=0), first, FP8_CODES, UPCAST)
         if GATED:
-            second = _product(here, tl.load(rows + N * K + at[:, None], mask=inside, other=0), second, FP8_CODES, UPCAST)
+            second = multiplied(here, tl.load(rows + N * K + at[:, None], mask=inside, other=0), second, FP8_CODES, UPCAST)
     if FP8_CODES:
         first *= tl.load(scales + expert * height + n, mask=n < N, other=0.0)[None, :]
         if GATED:

@@ -1,0 +1,30 @@
+"""What the matrix products of this package share: stored weights as numbers, and one step of a tiled product."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def numbers(stored, FP8_CODES: tl.constexpr):
+    """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
+    if FP8_CODES:
+        code = stored.to(tl.int32)
+        magnitude = code & 0x7F
+        normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
+        value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
+        value = tl.where(magnitude == 0x7F, float("nan"), value)
+        return tl.where(code >= 0x80, -value, value)
+    return stored.to(tl.float32)
+
+
+@triton.jit
+def multiplied(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constexpr):
+    """total [B, BN] + given [B, BK] times stored [BK, BN]."""
+    if UPCAST:
+        return tl.dot(given.to(tl.float32), numbers(stored, FP8_CODES), total, input_precision="ieee")
+    elif FP8_CODES:  # noqa: RET505 - both branches are constexpr
+        return tl.dot(given, numbers(stored, FP8_CODES).to(given.dtype), total, input_precision="ieee")
+    else:
+        return tl.dot(given, stored.to(given.dtype), total, input_precision="ieee")
