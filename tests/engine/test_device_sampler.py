@@ -2,13 +2,16 @@
 
 import math
 import random
+import re
 
+import constrained_runs
 import pytest
 import torch
 from engine_runs import generate, make_core
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from openglm.engine.constraint import Constraint
 from openglm.engine.core import EngineCore
 from openglm.engine.device_sampler import DeviceSampler
 from openglm.engine.request import SamplingParams
@@ -108,3 +111,18 @@ def test_an_engine_with_a_kernel_gives_the_tokens_of_one_without():
     assert type(plain.sampler) is Sampler and type(core.sampler) is DeviceSampler
     assert generate(core, prompts, asked) == generate(plain, prompts, asked)
     assert kernel.calls > 0
+
+
+def test_constraints_choose_check_and_choose_again_through_the_kernel():
+    asked = [
+        SamplingParams(max_tokens=20, seed=i, temperature=float(i % 2), logprobs=2, constraint=Constraint("regex", "[abc]{6}"))
+        for i in range(4)
+    ]
+    prompts = [constrained_runs.prompt()] * len(asked)
+    plain = constrained_runs.make_core()
+    core, kernel = constrained_runs.make_core(), HostKernel()
+    core.sampler = core.constrainer._sampler = DeviceSampler(core.num_tokens, kernel)
+    outputs = generate(core, prompts, asked)
+    assert outputs == generate(plain, prompts, asked)
+    assert all(re.fullmatch("[abc]{6}", constrained_runs.text_of(output.token_ids)) for output in outputs)
+    assert core.stats().num_redrawn_tokens > 0 < kernel.calls
