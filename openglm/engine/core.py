@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import importlib.util
 import logging
 import math
 import secrets
@@ -27,6 +28,7 @@ from torch import Tensor
 from openglm.config.engine import PAGE_SIZE, ResolvedEngineConfig
 from openglm.engine.adjust import LogitAdjuster
 from openglm.engine.constrainer import Constrainer
+from openglm.engine.device_sampler import DeviceSampler, SampleKernel
 from openglm.engine.draft_depth import AdaptiveDepth, Candidate, DepthPolicy, FixedDepth
 from openglm.engine.grammar import Vocabulary
 from openglm.engine.graphs import GraphDevice
@@ -77,10 +79,12 @@ class EngineCore:
         vocabulary: Vocabulary | None = None,
         clock: Callable[[], float] = time.monotonic,
         graph_device: GraphDevice | None = None,
+        sample_kernel: SampleKernel | None = None,
     ) -> None:
         """`num_tokens` is the tokenizer's size (ids behind it are padding); `detokenizer` makes one per request with stop strings;
         `thinking` are the ids that thinking budgets need, `vocabulary` is what constraints need; `clock` tells the seconds against
-        which deadlines are held; `graph_device` takes the place of the GPU's own graphs."""
+        which deadlines are held; `graph_device` takes the place of the GPU's own graphs and
+        `sample_kernel` that of its own sampling."""
         self.config = config
         self.num_tokens = min(num_tokens or model.config.vocab_size, model.config.vocab_size)
         self.stop_ids = frozenset(stop_ids)
@@ -100,7 +104,8 @@ class EngineCore:
         )
         self.runner = Runner(model, config, graph_device=graph_device)
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
-        self.sampler = Sampler(self.num_tokens)
+        kernel = sample_kernel or _sample_kernel(self.runner.device)
+        self.sampler = Sampler(self.num_tokens) if kernel is None else DeviceSampler(self.num_tokens, kernel)
         self.constrainer = Constrainer(vocabulary, self.sampler)
         self.prompt_scorer = PromptScorer(self.runner, self.num_tokens)
         self.depth_policy: DepthPolicy = FixedDepth(config.num_speculative_tokens)
@@ -521,6 +526,15 @@ def _sampling_rows(span: Span) -> list[SamplingRow]:
     sequence = span.sequence
     position = len(sequence.tokens)  # of the token that the first row decides
     return [SamplingRow(sequence.params, sequence.seed, position + i) for i in range(span.num_logits)]
+
+
+def _sample_kernel(device: torch.device) -> SampleKernel | None:
+    """The device's own sampling; None where there is none."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from openglm.ops.triton.sampling import sample
+
+    return sample
 
 
 def _mean_length(sequences: Iterable[Sequence]) -> int:

@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 
+from openglm.engine.device_sampler import DeviceSampler
 from openglm.engine.request import SamplingParams
-from openglm.engine.sampler import filtered_probabilities
+from openglm.engine.sampler import Sampler, SamplingRow, filtered_probabilities
 from openglm.ops.triton.sampling import sample
 
 
@@ -45,3 +46,21 @@ def test_settings_of_another_shape_are_refused():
     one = torch.ones(1)
     with pytest.raises(ValueError, match="setting"):
         sample(torch.zeros(2, 4), temperatures=one, top_k=one.int(), top_p=one.double(), min_p=one, uniforms=one.double())
+
+
+@pytest.mark.parametrize("with_adjusted", [False, True])
+def test_the_engines_sampler_answers_the_same_through_the_kernel(with_adjusted):
+    logits = torch.randn(8, 150, generator=torch.Generator().manual_seed(4)) * 3
+    logits[5, 11] = float("nan")
+    adjusted = None
+    if with_adjusted:
+        adjusted = logits[:, :141].clone()
+        adjusted[:, ::3] = float("-inf")
+        adjusted[2] = float("-inf")  # everything is banned
+    choices = [SamplingParams(temperature=0, logprobs=2), SamplingParams(top_k=9, top_p=0.8, logprobs=5), SamplingParams(min_p=0.02)]
+    rows = [SamplingRow(choices[i % 3], i, 7) for i in range(8)]
+    got, expected = DeviceSampler(141, sample).sample(logits, rows, adjusted), Sampler(141).sample(logits, rows, adjusted)
+    assert [row.finite for row in got] == [row.finite for row in expected] == [i != 5 for i in range(8)]
+    sound = [i for i in range(8) if i != 5]
+    assert [got[i].allowed for i in sound] == [expected[i].allowed for i in sound] == [not (with_adjusted and i == 2) for i in sound]
+    assert all(got[i] == expected[i] for i in sound if got[i].allowed)
