@@ -28,12 +28,12 @@ from torch.nn.attention.bias import causal_lower_right
 
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
+from openglm.ops.triton.device import INTERPRETED
 
 _MAX_SPLITS = 32
 _SPLIT_ROWS = 64  # rows of the largest tile of the split kernel: five new tokens of twelve heads
 _TILE_ROWS = 128
 _SDPA_QUERIES = 256  # a chunk from which torch's fused attention pays for gathering K and V
-_INTERPRETED = bool(triton.knobs.runtime.interpret)
 _LOG2_E = 1.4426950408889634
 
 
@@ -384,7 +384,7 @@ def paged_attention(
         "PAGE": PAGE_SIZE,
         "FP8": fp8,
         "NATIVE": fp8 and _converts_fp8(queries),
-        "UPCAST": _INTERPRETED,
+        "UPCAST": INTERPRETED,
     }
     strides = (data.stride(0), scales.stride(0), page_table.stride(0), scale * _LOG2_E)
     only_short = max_query_len <= short

@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8
+from openglm.ops.triton.device import INTERPRETED
 from openglm.ops.triton.products import multiplied, numbers
 from openglm.ops.triton.router import route
 
-_INTERPRETED = bool(triton.knobs.runtime.interpret)
 _FEW_TOKENS = 16
 _ROWS = 32  # pairs per block of the grouped GEMM
 _COLUMNS = 64
@@ -232,7 +232,7 @@ class DeviceExperts:
             return out
         pairs, experts = _blocks(ids, n)
         products = torch.empty(tokens * slots, height, dtype=x.dtype, device=x.device)
-        meta = {"B": _ROWS, "BN": _COLUMNS, "BK": _INNER, "FP8_CODES": fp8, "UPCAST": _INTERPRETED}
+        meta = {"B": _ROWS, "BN": _COLUMNS, "BK": _INNER, "FP8_CODES": fp8, "UPCAST": INTERPRETED}
         grid = (triton.cdiv(width, _COLUMNS), experts.numel())
         _many_kernel[grid](
             x, pairs, experts, self._gate_up, self._gate_up_scales, hidden, n, SHARE=slots, N=width, K=height, GATED=True, **meta

@@ -19,9 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8, quantize_kv
+from openglm.ops.triton.device import INTERPRETED
 from openglm.ops.triton.products import multiplied
 
-_INTERPRETED = bool(triton.knobs.runtime.interpret)
 _FEW_ROWS = 16  # the smallest tile of a matrix instruction
 _MANY_ROWS = 64
 _COLUMNS = 64
@@ -149,7 +149,7 @@ class DeviceLinear:
         grid = (triton.cdiv(self.out_features, _COLUMNS), triton.cdiv(rows, height), pieces)
         _product_kernel[grid](
             x, self._weight, *beside, target, rows, self.out_features, self.in_features, self._piece if few else self.in_features,
-            PIECES=pieces, B=height, BN=_COLUMNS, BK=_INNER, FP8_CODES=self._scales is not None, UPCAST=_INTERPRETED, **ends,
+            PIECES=pieces, B=height, BN=_COLUMNS, BK=_INNER, FP8_CODES=self._scales is not None, UPCAST=INTERPRETED, **ends,
         )  # fmt: skip
         if pieces > 1:
             grid = (triton.cdiv(self.out_features, 4 * _COLUMNS), rows)

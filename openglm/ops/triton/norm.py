@@ -7,17 +7,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from openglm.ops.triton.device import INTERPRETED
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _rounded(value, dtype: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+
+@triton.jit
+def _rounded(value, dtype: tl.constexpr, EVEN: tl.constexpr):
     if EVEN:  # the interpreter cuts fp32 off where a GPU rounds to the nearest bf16
         bits = value.to(tl.uint32, bitcast=True)
         value = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
     return value.to(dtype)
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _norm_kernel(x, residual, weight, normed, total, width, eps, ADD: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit
+def _norm_kernel(x, residual, weight, normed, total, width, eps, ADD: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -51,6 +53,6 @@ def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tupl
     total = normed if residual is None else torch.empty_like(x)
     if x.shape[0]:
         block = triton.next_power_of_2(x.shape[1])
-        even = triton.knobs.runtime.interpret and x.dtype == torch.bfloat16
+        even = INTERPRETED and x.dtype == torch.bfloat16
         _norm_kernel[(x.shape[0],)](x, other, weight, normed, total, x.shape[1], eps, ADD=residual is not None, EVEN=even, BLOCK=block)
     return normed, total
