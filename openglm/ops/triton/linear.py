@@ -4,9 +4,9 @@
     more rows:     blocks of rows x blocks of outputs, K from first to last
 
 Few rows read the weight once and do nothing else, so what counts is bytes in flight: where one program per 64 outputs would leave
-multiprocessors idle (o_proj of GLM-4.5-Air: 4,096 outputs), K is cut into pieces until there are two programs for each of them. The pieces are
-a function of the weight's shape, and their sums are added in order, without atomics: results repeat, and within a path a row does not depend on its
-company. The two paths add in another order.
+multiprocessors idle (o_proj of GLM-4.5-Air has 4,096 outputs), K is cut into pieces until there are two programs for each of them. The
+pieces are a function of the weight's shape, and their sums are added in order, without atomics: results repeat, and within a path a row
+does not depend on its company. The two paths add in another order.
 
 Shape legend: T rows, K inputs, N outputs.
 """
