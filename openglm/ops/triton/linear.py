@@ -152,6 +152,7 @@ class DeviceLinear:
             PIECES=pieces, B=height, BN=_COLUMNS, BK=_INNER, FP8_CODES=self._scales is not None, UPCAST=INTERPRETED, **ends,
         )  # fmt: skip
         if pieces > 1:
-            grid = (triton.cdiv(self.out_features, 4 * _COLUMNS), rows)
-            _join_kernel[grid](target, *beside, out, rows, self.out_features, PIECES=pieces, BN=4 * _COLUMNS, **ends)
+            _join_kernel[triton.cdiv(self.out_features, 4 * _COLUMNS), rows](
+                target, *beside, out, rows, self.out_features, PIECES=pieces, BN=4 * _COLUMNS, **ends
+            )
         return out
