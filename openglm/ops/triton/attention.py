@@ -29,6 +29,7 @@ from torch.nn.attention.bias import causal_lower_right
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
 from openglm.ops.triton.device import INTERPRETED
+from openglm.ops.triton.products import rounded
 
 _MAX_SPLITS = 32
 _SPLIT_ROWS = 64  # rows of the largest tile of the split kernel: five new tokens of twelve heads
@@ -255,7 +256,7 @@ def _join_kernel(
     parts = tl.load(means + partial[:, None] * D + dims[None, :], mask=here[:, None] & in_head[None, :], other=0.0)
     total = tl.sum(weights, 0)
     joined = tl.sum(parts * weights[:, None], 0) / tl.where(total == 0.0, 1.0, total)
-    tl.store(out + ((start + token) * NUM_HEADS + head) * D + dims, joined.to(out.dtype.element_ty), mask=in_head)
+    tl.store(out + ((start + token) * NUM_HEADS + head) * D + dims, rounded(joined, out.dtype.element_ty), mask=in_head)
 
 
 @triton.jit
@@ -333,7 +334,7 @@ def _tile_kernel(
         NATIVE,
         UPCAST,
     )
-    tl.store(out + place, mean.to(out.dtype.element_ty), mask=valid[:, None] & in_head)
+    tl.store(out + place, rounded(mean, out.dtype.element_ty), mask=valid[:, None] & in_head)
 
 
 def paged_attention(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8
 from openglm.ops.triton.device import INTERPRETED
-from openglm.ops.triton.products import multiplied, numbers
+from openglm.ops.triton.products import multiplied, numbers, rounded
 from openglm.ops.triton.router import route
 
 _FEW_TOKENS = 16
@@ -64,7 +64,7 @@ def _few_gate_up_kernel(
     if FP8_CODES:
         gate *= tl.load(scales + expert * 2 * M + m, mask=m < M, other=0.0)
         up *= tl.load(scales + expert * 2 * M + M + m, mask=m < M, other=0.0)
-    tl.store(hidden + pair * M + m, (gate / (1.0 + tl.exp(-gate)) * up).to(hidden.dtype.element_ty), mask=m < M)
+    tl.store(hidden + pair * M + m, rounded(gate / (1.0 + tl.exp(-gate)) * up, hidden.dtype.element_ty), mask=m < M)
 
 
 @triton.jit
@@ -92,7 +92,7 @@ def _few_down_kernel(
             total += product * tl.load(weights + pair)
     if RESIDUAL:
         total += tl.load(residual + token * H + h, mask=h < H, other=0.0).to(tl.float32)
-    tl.store(out + token * H + h, total.to(out.dtype.element_ty), mask=h < H)
+    tl.store(out + token * H + h, rounded(total, out.dtype.element_ty), mask=h < H)
 
 
 @triton.jit
@@ -126,7 +126,7 @@ def _many_kernel(
             second *= tl.load(scales + expert * height + N + n, mask=n < N, other=0.0)[None, :]
     if GATED:
         first = first / (1.0 + tl.exp(-first)) * second
-    tl.store(out + pair[:, None] * N + n[None, :], first.to(out.dtype.element_ty), mask=filled[:, None] & (n < N)[None, :])
+    tl.store(out + pair[:, None] * N + n[None, :], rounded(first, out.dtype.element_ty), mask=filled[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -143,7 +143,7 @@ def _sum_kernel(
         total += tl.where(here, tl.load(products + pair * H + h, mask=here, other=0.0).to(tl.float32) * tl.load(weights + pair), 0.0)
     if RESIDUAL:
         total += tl.load(residual + token * H + h, mask=h < H, other=0.0).to(tl.float32)
-    tl.store(out + token * H + h, total.to(out.dtype.element_ty), mask=h < H)
+    tl.store(out + token * H + h, rounded(total, out.dtype.element_ty), mask=h < H)
 
 
 def _blocks(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8, quantize_kv
 from openglm.ops.triton.device import INTERPRETED
-from openglm.ops.triton.products import multiplied
+from openglm.ops.triton.products import multiplied, rounded
 
 _FEW_ROWS = 16  # the smallest tile of a matrix instruction
 _MANY_ROWS = 64
@@ -68,7 +68,7 @@ def _product_kernel(
     if PIECES == 1:
         total = _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCALED, ROW_SCALED, BIASED, RESIDUAL)
     place = (tl.program_id(2).to(tl.int64) * rows + row)[:, None] * N + n[None, :]
-    tl.store(out + place, total.to(out.dtype.element_ty), mask=inside[:, None] & (n < N)[None, :])
+    tl.store(out + place, rounded(total, out.dtype.element_ty), mask=inside[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -84,7 +84,7 @@ def _join_kernel(
         place = (piece * rows.to(tl.int64) + row)[:, None] * N + n[None, :]
         total += tl.load(partial + place, mask=(n < N)[None, :], other=0.0)
     total = _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCALED, ROW_SCALED, BIASED, RESIDUAL)
-    tl.store(out + row[:, None] * N + n[None, :], total.to(out.dtype.element_ty), mask=(n < N)[None, :])
+    tl.store(out + row[:, None] * N + n[None, :], rounded(total, out.dtype.element_ty), mask=(n < N)[None, :])
 
 
 class DeviceLinear:

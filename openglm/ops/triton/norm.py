@@ -7,19 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from openglm.ops.triton.device import INTERPRETED
+from openglm.ops.triton.products import rounded
 
 
 @triton.jit
-def _rounded(value, dtype: tl.constexpr, EVEN: tl.constexpr):
-    if EVEN:  # the interpreter cuts fp32 off where a GPU rounds to the nearest bf16
-        bits = value.to(tl.uint32, bitcast=True)
-        value = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
-    return value.to(dtype)
-
-
-@triton.jit
-def _norm_kernel(x, residual, weight, normed, total, width, eps, ADD: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_kernel(x, residual, weight, normed, total, width, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * width
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -27,12 +19,12 @@ def _norm_kernel(x, residual, weight, normed, total, width, eps, ADD: tl.constex
     dtype = normed.dtype.element_ty
     if ADD:
         value += tl.load(residual + row + columns, mask=inside, other=0.0).to(tl.float32)
-        rounded = _rounded(value, dtype, EVEN)
-        tl.store(total + row + columns, rounded, mask=inside)
-        value = rounded.to(tl.float32)  # the norm is of the stored sum, as in the reference
-    scaled = _rounded(value * (1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)), dtype, EVEN).to(tl.float32)
+        stored = rounded(value, dtype)
+        tl.store(total + row + columns, stored, mask=inside)
+        value = stored.to(tl.float32)  # the norm is of the stored sum, as in the reference
+    scaled = rounded(value * (1.0 / tl.sqrt(tl.sum(value * value, 0) / width + eps)), dtype).to(tl.float32)
     gain = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(normed + row + columns, _rounded(scaled * gain, dtype, EVEN), mask=inside)
+    tl.store(normed + row + columns, rounded(scaled * gain, dtype), mask=inside)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -53,6 +45,5 @@ def _run(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tupl
     total = normed if residual is None else torch.empty_like(x)
     if x.shape[0]:
         block = triton.next_power_of_2(x.shape[1])
-        even = INTERPRETED and x.dtype == torch.bfloat16
-        _norm_kernel[(x.shape[0],)](x, other, weight, normed, total, x.shape[1], eps, ADD=residual is not None, EVEN=even, BLOCK=block)
+        _norm_kernel[(x.shape[0],)](x, other, weight, normed, total, x.shape[1], eps, ADD=residual is not None, BLOCK=block)
     return normed, total

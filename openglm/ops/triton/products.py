@@ -1,9 +1,13 @@
-"""What the matrix products of this package share: stored weights as numbers, and one step of a tiled product."""
+"""What the kernels of this package share: stored weights as numbers, one step of a tiled product, results as they are stored."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from openglm.ops.triton.device import INTERPRETED
+
+_CUTS_OFF = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
@@ -28,3 +32,12 @@ def multiplied(given, stored, total, FP8_CODES: tl.constexpr, UPCAST: tl.constex
         return tl.dot(given, numbers(stored, FP8_CODES).to(given.dtype), total, input_precision="ieee")
     else:
         return tl.dot(given, stored.to(given.dtype), total, input_precision="ieee")
+
+
+@triton.jit
+def rounded(value, dtype: tl.constexpr):
+    """fp32 in another dtype, to the nearest; the interpreter by itself cuts fp32 off where a GPU rounds to bf16."""
+    if _CUTS_OFF and dtype == tl.bfloat16:
+        bits = value.to(tl.uint32, bitcast=True)
+        value = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return value.to(dtype)

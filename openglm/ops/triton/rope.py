@@ -21,6 +21,7 @@ from torch import Tensor
 
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV
+from openglm.ops.triton.products import rounded
 
 _FEW_TOKENS = 64  # up to here every head gets a program of its own
 _MAX_HEADS = 4
@@ -42,7 +43,8 @@ def _read(row, bias, heads, dims, in_head, D: tl.constexpr, BIAS: tl.constexpr):
 def _norm(values, rstd, weight, dims, in_head, dtype: tl.constexpr):
     """RMS norm of [BH, dims] whose mean of squares is known, rounded before and after the weight as the reference does."""
     weights = tl.load(weight + dims, mask=in_head, other=0.0).to(tl.float32)
-    return ((values * rstd).to(dtype).to(tl.float32) * weights[None, :]).to(dtype).to(tl.float32)
+    scaled = rounded(values * rstd, dtype).to(tl.float32)
+    return rounded(scaled * weights[None, :], dtype).to(tl.float32)
 
 
 @triton.jit
@@ -117,21 +119,21 @@ def _rope_kernel(
             values = _norm(values, rstd, k_norm, dims, in_head, dtype)
             partners = _norm(partners, rstd, k_norm, partner_dims, in_head, dtype)
         angle = table + tl.load(positions + token).to(tl.int64) * (2 * HALF) + dims % HALF
-        cos = tl.load(angle, mask=turned, other=1.0).to(dtype).to(tl.float32)[None, :]
-        sin = tl.load(angle + HALF, mask=turned, other=0.0).to(dtype).to(tl.float32)[None, :]
-        straight = (values * cos).to(dtype).to(tl.float32)
-        crossed = (partners * sin).to(dtype).to(tl.float32)
+        cos = rounded(tl.load(angle, mask=turned, other=1.0), dtype).to(tl.float32)[None, :]
+        sin = rounded(tl.load(angle + HALF, mask=turned, other=0.0), dtype).to(tl.float32)[None, :]
+        straight = rounded(values * cos, dtype).to(tl.float32)
+        crossed = rounded(partners * sin, dtype).to(tl.float32)
         rotated = straight + tl.where(dims < HALF, -1.0, 1.0)[None, :] * crossed
         values = tl.where(turned[None, :], rotated, values)
     if is_query:
         out = queries + (token * NUM_HEADS + heads[:, None]) * D + dims[None, :]
-        tl.store(out, values.to(dtype), mask=in_head[None, :])
+        tl.store(out, rounded(values, dtype), mask=in_head[None, :])
     else:
         kind = is_value.to(tl.int64)
         own = heads - NUM_HEADS - kind * NUM_KV_HEADS
         places = (kind * NUM_KV_HEADS + own) * PAGE + slot % PAGE  # [BH], of the page's vectors
         target = kv + slot // PAGE * kv_stride + places[:, None] * D + dims[None, :]
-        values = values.to(dtype).to(tl.float32)
+        values = rounded(values, dtype).to(tl.float32)
         if FP8:
             scale = tl.max(tl.abs(values), 1) / 448.0
             scale = tl.where(scale == 0, 1.0, scale)
@@ -139,7 +141,7 @@ def _rope_kernel(
             tl.store(target, _encode_e4m3(numbers), mask=in_head[None, :])
             tl.store(scales + slot // PAGE * scale_stride + places, scale)
         else:
-            tl.store(target, values.to(kv.dtype.element_ty), mask=in_head[None, :])
+            tl.store(target, rounded(values, kv.dtype.element_ty), mask=in_head[None, :])
 
 
 def rope_and_write(
