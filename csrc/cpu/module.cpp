@@ -1,15 +1,11 @@
 // The Python module `openglm.ops.cpu._native`: holds packed weights and runs kernels on addresses. Owns no maths and knows no torch:
 // `openglm.ops.cpu` checks every tensor (dtype, contiguity, sizes) and passes its address, so this builds in seconds with a C++
 // compiler alone and runs under every version of torch.
-#define Py_LIMITED_API 0x030B0000
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "arguments.h"
 
 #include <chrono>
 #include <cstring>
 #include <vector>
-
-#include "kernels.h"
 
 namespace openglm {
 namespace {
@@ -22,45 +18,6 @@ constexpr const char* kLayer = "openglm.layer";
 constexpr const char* kTrunk = "openglm.trunk";
 constexpr const char* kMtp = "openglm.mtp";
 constexpr int kMaxExperts = 1024;
-
-// Reads the next positional argument; after a failure (a Python error is set) everything reads as zero.
-class Arguments {
-public:
-    Arguments(PyObject* const* items, Py_ssize_t count, Py_ssize_t expected) : items_(items) {
-        if (count != expected) fail("wrong number of arguments");
-    }
-    long long integer() { return failed_ ? 0 : checked(PyLong_AsLongLong(items_[at_++])); }
-    int number() { return static_cast<int>(integer()); }
-    float real() { return failed_ ? 0.0f : static_cast<float>(checked(PyFloat_AsDouble(items_[at_++]))); }
-    DType dtype() { return static_cast<DType>(number()); }
-    template <class T>
-    T* address() {
-        return reinterpret_cast<T*>(static_cast<intptr_t>(integer()));
-    }
-    template <class T>
-    T* capsule(const char* name) {
-        if (failed_) return nullptr;
-        auto* p = static_cast<T*>(PyCapsule_GetPointer(items_[at_++], name));
-        if (!p) failed_ = true;
-        return p;
-    }
-    PyObject* object() { return failed_ ? nullptr : items_[at_++]; }
-    bool failed() const { return failed_; }
-    void fail(const char* why) {
-        if (!failed_) PyErr_SetString(PyExc_TypeError, why);
-        failed_ = true;
-    }
-
-private:
-    template <class T>
-    T checked(T value) {
-        if (value == T(-1) && PyErr_Occurred()) failed_ = true;
-        return value;
-    }
-    PyObject* const* items_;
-    Py_ssize_t at_ = 0;
-    bool failed_ = false;
-};
 
 // Runs a kernel without the interpreter lock.
 template <class F>
@@ -360,6 +317,19 @@ PyObject* highest(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->highest(x, rows, stride, n, values, places); });
 }
 
+// Seconds that `body` takes, the best of three times.
+template <class F>
+double best_seconds(F&& body) {
+    double best = 0.0;
+    for (int i = 0; i < 3; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        body();
+        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+        best = i == 0 || seconds < best ? seconds : best;
+    }
+    return best;
+}
+
 // (bytes) -> seconds to read that much memory once with all threads, the best of three times
 PyObject* measure_reading(PyObject*, PyObject* const* items, Py_ssize_t count) {
     Arguments a(items, count, 1);
@@ -372,12 +342,7 @@ PyObject* measure_reading(PyObject*, PyObject* const* items, Py_ssize_t count) {
     volatile uint64_t kept = 0;
     Py_BEGIN_ALLOW_THREADS;
     std::memset(memory, 1, bytes);  // pages that nobody has written are all one and the same
-    for (int i = 0; i < 3; i++) {
-        const auto start = std::chrono::steady_clock::now();
-        kept = kept ^ read_memory(memory, bytes);
-        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        best = i == 0 || seconds < best ? seconds : best;
-    }
+    best = best_seconds([&] { kept = kept ^ read_memory(memory, bytes); });
     free_aligned(memory, bytes);
     Py_END_ALLOW_THREADS;
     return PyFloat_FromDouble(best);
@@ -401,12 +366,9 @@ PyObject* measure_multiplying(PyObject*, PyObject* const* items, Py_ssize_t coun
     double best = 0.0;
     Py_BEGIN_ALLOW_THREADS;
     std::vector<float> kept(num_threads());
-    for (int i = 0; i < 3; i++) {
-        const auto start = std::chrono::steady_clock::now();
+    best = best_seconds([&] {
         parallel_for(num_threads(), [&](int thread) { kept[thread] = active->multiply_registers(steps, weight, activation); });
-        const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-        best = i == 0 || seconds < best ? seconds : best;
-    }
+    });
     Py_END_ALLOW_THREADS;
     return PyFloat_FromDouble(best);
 }

@@ -39,14 +39,14 @@ inline vec load_bf16(const uint16_t* p) {
     __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
+// The nearest bf16, ties to even, in the upper half of each place, with anything below it; NaN stays NaN because a quiet bit is set.
+inline __m512i rounded_to_bf16(vec a) {
+    const __m512i bits = _mm512_castps_si512(a.v), odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
+    return _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
+}
 inline void store_bf16(uint16_t* p, vec a) {
-    // Round to nearest even; NaN stays NaN because a quiet bit is set.
-    __m512i bits = _mm512_castps_si512(a.v);
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
-    __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
-    rounded = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7FC0));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bf16(a), 16)));
 }
 // Thirty-two bf16 as sixteen pairs: the first of each pair, and the second.
 struct pairs {
@@ -96,13 +96,14 @@ inline two_pairs load_two_pairs_fp8(const uint8_t* p) {
     const __m512i signed_high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // a | (b & c)
     return {{_mm512_unpacklo_epi8(low, signed_high)}, {_mm512_unpackhi_epi8(low, signed_high)}};
 }
+// Four bytes, two bf16 or four codes, in every place.
+inline __m512 broadcast_four(const void* p) {
+    int four;
+    std::memcpy(&four, p, 4);
+    return _mm512_castsi512_ps(_mm512_set1_epi32(four));
+}
 // sum + products of two bf16 pairs, or of four codes (of `x` without sign), in each place. In place, which compilers do not reliably make of the
 // intrinsics: two dozen sums leave no register for copies.
-inline __m512 broadcast_pair(const void* p) {  // four bytes
-    int both;
-    std::memcpy(&both, p, 4);
-    return _mm512_castsi512_ps(_mm512_set1_epi32(both));
-}
 template <bool kCodes>
 inline __m512 multiply_added(__m512 sum, __m512 weight, __m512 x) {
     if constexpr (kCodes) __asm__("vpdpbusd %1, %2, %0" : "+v"(sum) : "v"(weight), "v"(x));
@@ -110,7 +111,10 @@ inline __m512 multiply_added(__m512 sum, __m512 weight, __m512 x) {
     return sum;
 }
 #endif
-inline void keep_in_register(vec& a) { __asm__ volatile("" : "+v"(a.v)); }
+inline vec computed(vec a) {  // of which the compiler cannot know the value
+    __asm__ volatile("" : "+v"(a.v));
+    return a;
+}
 // Thirty-two signed bytes as bf16, which has just enough bits for them.
 inline pairs load_pairs_int8(const int8_t* p) {
 #ifdef OPENGLM_ISA_BF16
@@ -189,7 +193,10 @@ inline void store_codes(int8_t* p, vec a) {
 struct vec {
     __m256 lo, hi;
 };
-inline void keep_in_register(vec& a) { __asm__ volatile("" : "+x"(a.lo), "+x"(a.hi)); }
+inline vec computed(vec a) {  // of which the compiler cannot know the value
+    __asm__ volatile("" : "+x"(a.lo), "+x"(a.hi));
+    return a;
+}
 inline vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, vec a) {
     _mm256_storeu_ps(p, a.lo);
