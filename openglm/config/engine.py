@@ -304,13 +304,11 @@ def model_directory(model: str | None) -> Path:
 
 def num_parameters(model: ModelConfig) -> int:
     """Parameters of all layers, the MTP layer included."""
-    h = model.hidden_size
-    attention = h * (model.query_dim + 2 * model.kv_dim) + model.query_dim * h
-    expert = 3 * h * model.moe_intermediate_size
+    h, expert = model.hidden_size, model.expert_parameters
     moe = model.n_routed_experts * (expert + h) + model.n_shared_experts * expert
     layers = range(model.num_kv_layers)
-    mlps = sum(moe if model.is_moe_layer(i) else 3 * h * model.intermediate_size for i in layers)
-    return 2 * model.vocab_size * h + len(layers) * attention + mlps + model.num_nextn_predict_layers * 2 * h * h
+    mlps = sum(moe if model.is_moe_layer(i) else model.dense_mlp_parameters for i in layers)
+    return 2 * model.vocab_size * h + len(layers) * model.attention_parameters + mlps + model.num_nextn_predict_layers * 2 * h * h
 
 
 def _num_drafts(config: EngineConfig, model: ModelConfig, max_num_seqs: int, reasons: list[str]) -> int:
@@ -494,7 +492,7 @@ def _offload(
         raise ConfigError(
             f"cpu_offload_gb {config.cpu_offload_gb:g} is more than three quarters of the host's {machine.host_bytes / 2**30:.1f} GiB"
         )
-    expert = 3 * model.hidden_size * model.moe_intermediate_size * layer_bytes
+    expert = model.expert_parameters * layer_bytes
     sizes = {"layer_weight_bytes": layer_bytes, "table_weight_bytes": _BYTES[dtype]}
     whole = plan_offload(model, **sizes, device_bytes=1 << 60, host_bytes=0, bandwidths=machine.bandwidths, drafts=drafts > 0)
     fit = host_bytes // expert

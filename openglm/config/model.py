@@ -116,6 +116,21 @@ class ModelConfig:
         return self.num_key_value_heads * self.head_dim
 
     @property
+    def attention_parameters(self) -> int:
+        """Of the four projections of one layer."""
+        return self.hidden_size * 2 * (self.query_dim + self.kv_dim)
+
+    @property
+    def expert_parameters(self) -> int:
+        """Of one routed or shared expert."""
+        return 3 * self.hidden_size * self.moe_intermediate_size
+
+    @property
+    def dense_mlp_parameters(self) -> int:
+        """Of the MLP of a layer without experts."""
+        return 3 * self.hidden_size * self.intermediate_size
+
+    @property
     def has_mtp(self) -> bool:
         """Whether the model carries the multi-token-prediction layer."""
         return self.num_nextn_predict_layers == 1

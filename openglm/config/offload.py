@@ -106,10 +106,10 @@ class _Sizes:
     @classmethod
     def of(cls, model: ModelConfig, layer_bytes: float, table_bytes: float) -> _Sizes:
         h, table = model.hidden_size, model.vocab_size * model.hidden_size * table_bytes
-        expert = 3 * h * model.moe_intermediate_size * layer_bytes
+        expert = model.expert_parameters * layer_bytes
         shared = model.n_shared_experts * expert
-        attention = (h * (model.query_dim + 2 * model.kv_dim) + model.query_dim * h) * layer_bytes
-        router, dense = model.n_routed_experts * h * table_bytes, 3 * h * model.intermediate_size * layer_bytes
+        attention = model.attention_parameters * layer_bytes
+        router, dense = model.n_routed_experts * h * table_bytes, model.dense_mlp_parameters * layer_bytes
         read, total = table, 2 * table + model.num_nextn_predict_layers * 2 * h * h * table_bytes
         for layer in range(model.num_kv_layers):
             is_moe = model.is_moe_layer(layer)

@@ -66,29 +66,24 @@ def step_bytes(config: ModelConfig, bits: float, head_bits: float, batch: int, c
 
     Of the routed experts those that were hit, or (None) that `batch` tokens are expected to hit.
     """
-    h, m = config.hidden_size, config.moe_intermediate_size
-    expert = 3 * h * m
     hit = experts_hit
     if hit is None:
         hit = config.n_routed_experts * (1 - (1 - config.num_experts_per_tok / config.n_routed_experts) ** batch)
-    weights = 0.0
-    for layer in range(config.num_hidden_layers):
-        weights += h * (config.query_dim + 2 * config.kv_dim) + config.query_dim * h
-        weights += expert * (hit + config.n_shared_experts) if config.is_moe_layer(layer) else 3 * h * config.intermediate_size
     keys_and_values = context * config.num_hidden_layers * 2 * config.kv_dim * 2
-    return weights * bits / 8 + config.vocab_size * h * head_bits / 8 + keys_and_values
+    return _layer_weights(config, hit) * bits / 8 + config.vocab_size * config.hidden_size * head_bits / 8 + keys_and_values
 
 
 def prefill_flops(config: ModelConfig, tokens: int) -> float:
     """Operations of a prompt: two per weight and token, causal attention, and the head for the last token."""
-    h, m = config.hidden_size, config.moe_intermediate_size
-    weights = 0
-    for layer in range(config.num_hidden_layers):
-        weights += h * (config.query_dim + 2 * config.kv_dim) + config.query_dim * h
-        active = config.num_experts_per_tok + config.n_shared_experts
-        weights += 3 * h * m * active if config.is_moe_layer(layer) else 3 * h * config.intermediate_size
     attention = 2 * config.num_hidden_layers * config.query_dim * tokens * tokens
-    return 2.0 * weights * tokens + attention + 2 * config.vocab_size * h
+    return 2 * _layer_weights(config, config.num_experts_per_tok) * tokens + attention + 2 * config.vocab_size * config.hidden_size
+
+
+def _layer_weights(config: ModelConfig, routed: float) -> float:
+    """Weights of all layers, with so many routed experts in each that has some."""
+    experts = (routed + config.n_shared_experts) * config.expert_parameters
+    mlps = (experts if config.is_moe_layer(i) else config.dense_mlp_parameters for i in range(config.num_hidden_layers))
+    return config.num_hidden_layers * config.attention_parameters + sum(mlps)
 
 
 def make_checkpoint(config: ModelConfig, directory: Path, *, progress: Callable[[str], None]) -> None:
