@@ -29,7 +29,7 @@ from torch.nn.attention.bias import causal_lower_right
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
 from openglm.ops.triton.device import INTERPRETED
-from openglm.ops.triton.products import rounded
+from openglm.ops.triton.products import decoded, rounded
 
 _MAX_SPLITS = 32
 _SPLIT_ROWS = 64  # rows of the largest tile of the split kernel: five new tokens of twelve heads
@@ -39,14 +39,11 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _decode_e4m3(codes, dtype: tl.constexpr, NATIVE: tl.constexpr):
-    """Codes uint8 -> the numbers they stand for. By hand where hardware, or the interpreter, has no right conversion."""
-    if NATIVE:
-        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
-    wide = codes.to(tl.int16)
-    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
-    numbers = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0  # the bias of fp16 is larger by 8
-    return tl.where((wide & 0x7F) == 0x7F, float("nan"), numbers).to(dtype)
+def _request(offsets, request, num_requests):
+    """A request's first row, its number of new tokens, and its KV length after them."""
+    start = tl.load(offsets + request)
+    count = (tl.load(offsets + request + 1) - start).to(tl.int32)
+    return start, count, tl.load(offsets + num_requests + 1 + request).to(tl.int32)
 
 
 @triton.jit
@@ -94,8 +91,8 @@ def _attend(
             scale_place = scales + index * scale_stride + kv_head * PAGE + offsets
             key_scales = tl.load(scale_place, mask=used, other=0.0)
             value_scales = tl.load(scale_place + NUM_KV_HEADS * PAGE, mask=used, other=0.0)
-            keys = _decode_e4m3(keys, dtype, NATIVE)
-            values = (_decode_e4m3(values, tl.float32, NATIVE) * value_scales[:, None]).to(dtype)
+            keys = decoded(keys, dtype, NATIVE)
+            values = (decoded(values, tl.float32, NATIVE) * value_scales[:, None]).to(dtype)
         keys = keys.to(dtype)
         values = values.to(dtype)
         if UPCAST:
@@ -161,9 +158,7 @@ def _split_kernel(
     split = tl.program_id(0)
     kv_head = tl.program_id(1)
     request = tl.program_id(2)
-    start = tl.load(offsets + request)
-    count = (tl.load(offsets + request + 1) - start).to(tl.int32)
-    length = tl.load(offsets + num_requests + 1 + request).to(tl.int32)
+    start, count, length = _request(offsets, request, num_requests)
     if count <= 0 or count > SHORT or length <= 0:
         return
     before = length - count
@@ -240,9 +235,7 @@ def _join_kernel(
     if request >= num_requests:
         return
     token = program % SHORT
-    start = tl.load(offsets + request)
-    count = (tl.load(offsets + request + 1) - start).to(tl.int32)
-    length = tl.load(offsets + num_requests + 1 + request).to(tl.int32)
+    start, count, length = _request(offsets, request, num_requests)
     if count > SHORT or token >= count:
         return
     size = _split_pages(length - count + 1, PAGE, MAX_SPLITS)
@@ -296,9 +289,7 @@ def _tile_kernel(
         else:
             high = middle
     request = low
-    start = tl.load(offsets + request)
-    count = (tl.load(offsets + request + 1) - start).to(tl.int32)
-    length = tl.load(offsets + num_requests + 1 + request).to(tl.int32)
+    start, count, length = _request(offsets, request, num_requests)
     first = (block - start // B - request).to(tl.int32) * B
     if count <= SHORT or first >= count or length <= 0:
         return

@@ -11,15 +11,21 @@ _CUTS_OFF = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
+def decoded(codes, dtype: tl.constexpr, NATIVE: tl.constexpr):
+    """Codes of e4m3fn as bytes -> the numbers they stand for. By hand where hardware, or the interpreter, has no right conversion."""
+    if NATIVE:
+        return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
+    wide = codes.to(tl.int16)
+    bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
+    values = bits.to(tl.float16, bitcast=True).to(tl.float32) * 256.0  # the bias of fp16 is larger by 8
+    return tl.where((wide & 0x7F) == 0x7F, float("nan"), values).to(dtype)
+
+
+@triton.jit
 def numbers(stored, FP8_CODES: tl.constexpr):
-    """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
+    """Weights as fp32."""
     if FP8_CODES:
-        code = stored.to(tl.int32)
-        magnitude = code & 0x7F
-        normal = ((magnitude << 20) + (120 << 23)).to(tl.float32, bitcast=True)
-        value = tl.where(magnitude < 8, magnitude.to(tl.float32) * 0.001953125, normal)
-        value = tl.where(magnitude == 0x7F, float("nan"), value)
-        return tl.where(code >= 0x80, -value, value)
+        return decoded(stored, tl.float32, False)
     return stored.to(tl.float32)
 
 
