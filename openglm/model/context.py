@@ -112,6 +112,13 @@ class ForwardContext:
     on_routing: OnRouting | None = None  # called by every MoE layer with its index; not with packed weights
     native: bool = False  # the model's weights are packed: norms, rotation and attention run in native kernels as well
 
+    @property
+    def pages(self) -> PagedBatch:
+        """The requests over KV pages, the only batch that a packed model runs; `ValueError` for documents."""
+        if not isinstance(self.attention, PagedBatch):
+            raise ValueError("a packed model only runs over KV pages")
+        return self.attention
+
     @classmethod
     def dense(
         cls,

@@ -310,9 +310,7 @@ class DecoderLayer(nn.Module):
         return self.packed
 
     def _run_packed(self, packed: ops.PackedLayer, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
-        batch = ctx.attention
-        if not isinstance(batch, PagedBatch):
-            raise ValueError("a packed model only runs over KV pages")
+        batch = ctx.pages
         return packed(
             x,
             rope=rope,

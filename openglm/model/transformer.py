@@ -125,7 +125,7 @@ class GlmModel(nn.Module):
             raise ValueError("this model has no MTP layer")
         packed = self.mtp.packed
         if packed is not None and not isinstance(packed, ops.PackedMTP):
-            batch = _paged(ctx)
+            batch = ctx.pages
             return packed(
                 next_tokens,
                 hidden,
@@ -219,7 +219,7 @@ class GlmModel(nn.Module):
         return self
 
     def _run_packed(self, trunk: ops.PackedTrunk | DeviceTrunk, tokens: Tensor, ctx: ForwardContext) -> Tensor:
-        batch = _paged(ctx)
+        batch = ctx.pages
         kv = batch.kv[: len(self.layers)]
         if isinstance(trunk, ops.PackedTrunk):
             return trunk(
@@ -258,9 +258,3 @@ class GlmModel(nn.Module):
             if isinstance(module, Router):
                 module.e_score_correction_bias.zero_()
         return self
-
-
-def _paged(ctx: ForwardContext) -> PagedBatch:
-    if not isinstance(ctx.attention, PagedBatch):
-        raise ValueError("a packed model only runs over KV pages")
-    return ctx.attention

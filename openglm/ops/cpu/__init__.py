@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from openglm.config.engine import NATIVE_MAX_GROUP, NATIVE_MAX_HEAD_DIM
+from openglm.ops.cpu.tensors import CODES, address_like, address_of, check_batch, code_of, dense_address, dense_rows, heads_of, pages_of
+from openglm.ops.draft_chains import check_chains
 from openglm.ops.reference.attention import KVLayer
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ else:
         _native = None
 
 WeightFormat = Literal["float32", "bfloat16", "fp8", "int8", "int4", "w8a8"]
-_CODES = {torch.float32: 0, torch.bfloat16: 1}
 _FP8 = 2
 _TARGETS: dict[WeightFormat, int] = {"float32": 0, "bfloat16": 1, "fp8": _FP8, "int8": 3, "int4": 4, "w8a8": 5}
 _SCALED = ("fp8", "int8", "w8a8")
@@ -78,7 +79,7 @@ def peak_flops(weight: WeightFormat, activation: torch.dtype) -> float:
     if name == "avx512_bf16":
         at_once = 4 if weight == "w8a8" else 2 if weight != "float32" and activation == torch.bfloat16 else 1
     steps = 3_000_000
-    seconds = _native.measure_multiplying(steps, _TARGETS[weight], _CODES[activation])
+    seconds = _native.measure_multiplying(steps, _TARGETS[weight], CODES[activation])
     return num_threads() * steps * 12 * 16 * 2 * at_once / seconds
 
 
@@ -132,7 +133,7 @@ class PackedLinear:
         `rows` are fp32 or bf16; for a weight in "fp8" also e4m3 codes, which stay as they are, with their `scale` [count] fp32. False
         says that the format is bf16 and would lose bits: `restart` in another one.
         """
-        rows = _rows(rows.detach(), self.in_features)
+        rows = dense_rows(rows.detach(), self.in_features)
         codes = rows.dtype == torch.float8_e4m3fn
         if scale is not None:
             scale = scale.detach().float().contiguous()
@@ -140,8 +141,8 @@ class PackedLinear:
             raise ValueError(f"rows {tuple(rows.shape)} from {first} on do not fit a weight of {self.out_features} rows")
         if codes and (scale is None or self.format != "fp8"):
             raise ValueError(f"e4m3 codes need their scales and a weight in fp8, not {self.format}")
-        code = _FP8 if codes else _code(rows)
-        return _native.pack_rows(self.handle, first, rows.shape[0], rows.data_ptr(), code, _address(scale), int(with_all_threads))
+        code = _FP8 if codes else code_of(rows)
+        return _native.pack_rows(self.handle, first, rows.shape[0], rows.data_ptr(), code, address_of(scale), int(with_all_threads))
 
     def rounded(self, to: WeightFormat) -> PackedLinear:
         """A copy of all rows, without the bias, in another format; this weight must be in fp32 or bf16."""
@@ -164,16 +165,16 @@ class PackedLinear:
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """x [T, K] -> [T, N] in the dtype of x: `x @ weight.T + bias (+ residual)`."""
-        x = _rows(x, self.in_features)
+        x = dense_rows(x, self.in_features)
         out = x.new_empty(x.shape[0], self.out_features)
-        _native.linear(self.handle, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
+        _native.linear(self.handle, x.data_ptr(), x.shape[0], address_like(residual, out), out.data_ptr(), code_of(x))
         return out
 
     def logits(self, x: Tensor) -> Tensor:
         """x [T, K] -> [T, N] fp32."""
-        x = _rows(x, self.in_features)
+        x = dense_rows(x, self.in_features)
         out = torch.empty(x.shape[0], self.out_features)
-        _native.linear_f32(self.handle, x.data_ptr(), x.shape[0], out.data_ptr(), _code(x))
+        _native.linear_f32(self.handle, x.data_ptr(), x.shape[0], out.data_ptr(), code_of(x))
         return out
 
 
@@ -196,10 +197,10 @@ class PackedMLP:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [T, H] -> [T, H]: `residual + mlp(x)`."""
-        x = _rows(x, self.gate.in_features)
+        x = dense_rows(x, self.gate.in_features)
         out = torch.empty_like(x)
         parts = self.gate.handle, self.up.handle, self.down.handle
-        _native.mlp(*parts, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
+        _native.mlp(*parts, x.data_ptr(), x.shape[0], address_like(residual, out), out.data_ptr(), code_of(x))
         return out
 
 
@@ -246,11 +247,11 @@ class PackedExperts:
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [T, H] -> [T, H]: `residual + moe(x)`."""
-        x = _rows(x, self.hidden_size)
+        x = dense_rows(x, self.hidden_size)
         if self.only_fp32 and x.dtype != torch.float32:
             raise ValueError(f"experts of which some keep fp32 weights compute in fp32, not in {x.dtype}")
         out = torch.empty_like(x)
-        _native.moe(self.handle, x.data_ptr(), x.shape[0], _like(residual, out), out.data_ptr(), _code(x))
+        _native.moe(self.handle, x.data_ptr(), x.shape[0], address_like(residual, out), out.data_ptr(), code_of(x))
         return out
 
     @property
@@ -295,7 +296,7 @@ class PackedLayer:
             raise ValueError(f"experts of which some keep fp32 weights compute in fp32, not in {input_norm.dtype}")
         rest = (mlp.handle,) if isinstance(mlp, PackedExperts) else (mlp.gate.handle, mlp.up.handle, mlp.down.handle)
         self._norms = tuple(None if norm is None else norm.detach().contiguous() for norm in (input_norm, post_norm, q_norm, k_norm))
-        addresses = tuple(_address(norm) for norm in self._norms)
+        addresses = tuple(address_of(norm) for norm in self._norms)
         sizes = self.hidden_size, num_heads, rotary_dim
         self.handle = _native.pack_layer((qkv.handle, o.handle, *rest), *sizes, eps, head_dim**-0.5, *addresses)
 
@@ -304,27 +305,27 @@ class PackedLayer:
     ) -> Tensor:
         """x [T, H] is overwritten by the layer's output and returned; the other arguments as in `rope_and_write` and `paged_attention`."""
         num_tokens, hidden = x.shape
-        if hidden != self.hidden_size or not x.is_contiguous() or _shape(kv) != (self.num_kv_heads, self.head_dim):
-            raise ValueError(f"a tensor {tuple(x.shape)} with pages of {_shape(kv)} heads and dims is not for this layer")
+        if hidden != self.hidden_size or not x.is_contiguous() or heads_of(kv) != (self.num_kv_heads, self.head_dim):
+            raise ValueError(f"a tensor {tuple(x.shape)} with pages of {heads_of(kv)} heads and dims is not for this layer")
         if 2 * rope.shape[2] != self.rotary_dim or rope.shape[0] != num_tokens or slots.shape[0] != num_tokens:
             raise ValueError(f"rope {tuple(rope.shape)} and slots {tuple(slots.shape)} do not fit {num_tokens} tokens")
         if self._norms[0] is None or self._norms[0].dtype != x.dtype:
             raise ValueError(f"the layer computes in the dtype of its norms, not in {x.dtype}")
-        _check_batch(offsets, num_requests, page_table)
-        starts = _dense(offsets, torch.int64)
+        check_batch(offsets, num_requests, page_table)
+        starts = dense_address(offsets, torch.int64)
         _native.decoder_layer(
             self.handle,
             x.data_ptr(),
             num_tokens,
-            _dense(rope, torch.float32),
-            _dense(slots, torch.int64),
-            *_pages(kv),
+            dense_address(rope, torch.float32),
+            dense_address(slots, torch.int64),
+            *pages_of(kv),
             num_requests,
             starts,
             starts + 8 * (num_requests + 1),
             page_table.data_ptr(),
             page_table.stride(0),
-            _code(x),
+            code_of(x),
         )
         return x
 
@@ -340,9 +341,9 @@ class PackedTrunk:
         if any(layer.hidden_size != embedding.shape[1] or layer.rotary_dim != 2 * rope.shape[2] for layer in layers):
             raise ValueError(f"layers do not fit an embedding {tuple(embedding.shape)} and a rope table {tuple(rope.shape)}")
         self._kept = embedding.detach(), norm.detach(), rope
-        table, last = (_like(t, t, dtype=embedding.dtype) for t in self._kept[:2])
+        table, last = (address_like(t, t, dtype=embedding.dtype) for t in self._kept[:2])
         handles = tuple(layer.handle for layer in layers)
-        self.handle = _native.pack_trunk(handles, table, embedding.shape[0], last, _dense(rope, torch.float32), rope.shape[0])
+        self.handle = _native.pack_trunk(handles, table, embedding.shape[0], last, dense_address(rope, torch.float32), rope.shape[0])
 
     def __call__(
         self,
@@ -359,25 +360,25 @@ class PackedTrunk:
         count, embedding = tokens.shape[0], self._kept[0]
         if positions.shape[0] != count or slots.shape[0] != count:
             raise ValueError(f"{positions.shape[0]} positions and {slots.shape[0]} slots do not fit {count} tokens")
-        if any(_shape(pages) != (layer.num_kv_heads, layer.head_dim) for layer, pages in zip(self.layers, kv, strict=True)):
+        if any(heads_of(pages) != (layer.num_kv_heads, layer.head_dim) for layer, pages in zip(self.layers, kv, strict=True)):
             raise ValueError("the KV pages are not for these layers")
-        _check_batch(offsets, num_requests, page_table)
+        check_batch(offsets, num_requests, page_table)
         out = embedding.new_empty(count, embedding.shape[1])
-        starts = _dense(offsets, torch.int64)
+        starts = dense_address(offsets, torch.int64)
         _native.trunk(
             self.handle,
-            _dense(tokens, torch.int64),
+            dense_address(tokens, torch.int64),
             count,
-            _dense(positions, torch.int64),
-            _dense(slots, torch.int64),
-            tuple(number for pages in kv for number in _pages(pages)),
+            dense_address(positions, torch.int64),
+            dense_address(slots, torch.int64),
+            tuple(number for pages in kv for number in pages_of(pages)),
             num_requests,
             starts,
             starts + 8 * (num_requests + 1),
             page_table.data_ptr(),
             page_table.stride(0),
             out.data_ptr(),
-            _code(out),
+            code_of(out),
         )
         return out
 
@@ -406,17 +407,19 @@ class PackedMTP:
         self.layer, self.head = layer, head
         self.embedding, self.rope = embedding.detach(), rope
         self._kept = tuple(t.detach() for t in (enorm, hnorm, norm))
-        table, first, second, last = (_like(t, t, dtype=embedding.dtype) for t in (self.embedding, *self._kept))
-        self.handle = _native.pack_mtp((eh.handle, layer.handle, head.handle), table, first, second, last, _dense(rope, torch.float32))
+        table, first, second, last = (address_like(t, t, dtype=embedding.dtype) for t in (self.embedding, *self._kept))
+        self.handle = _native.pack_mtp(
+            (eh.handle, layer.handle, head.handle), table, first, second, last, dense_address(rope, torch.float32)
+        )
 
     def write_kv(self, tokens: Tensor, hidden: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
         """Store keys and values of hidden [T, H] with the token [T] behind each, at positions [T] and slots [T]."""
-        hidden = _rows(hidden, self.layer.hidden_size)
+        hidden = dense_rows(hidden, self.layer.hidden_size)
         rows = hidden.shape[0]
         if tokens.shape[0] != rows or positions.shape[0] != rows or slots.shape[0] != rows:
             raise ValueError(f"{tokens.shape[0]} tokens and {positions.shape[0]} positions do not fit {rows} hidden states")
-        ids, at, places = (_dense(x, torch.int64) for x in (tokens, positions, slots))
-        _native.mtp_write_kv(self.handle, ids, self._states(hidden), rows, at, places, *_pages(kv), _code(hidden))
+        ids, at, places = (dense_address(x, torch.int64) for x in (tokens, positions, slots))
+        _native.mtp_write_kv(self.handle, ids, self._states(hidden), rows, at, places, *pages_of(kv), code_of(hidden))
 
     def draft(
         self,
@@ -439,16 +442,19 @@ class PackedMTP:
         are never drafted.
         """
         rows, most = len(counts), depths[0]
-        last = max(position + count + depth - 1 for position, count, depth in zip(positions, counts, depths, strict=True))
-        end = max(first + count for first, count in zip(first_rows, counts, strict=True))
-        if hidden.shape[1] != self.layer.hidden_size or end > hidden.shape[0] or page_table.shape[0] != rows or page_table.stride(1) != 1:
-            raise ValueError(f"hidden states {tuple(hidden.shape)} and page table {tuple(page_table.shape)} are not of {rows} sequences")
-        if list(depths) != sorted(depths, reverse=True) or depths[-1] < 1 or num_tokens > self.head.out_features:
-            raise ValueError(f"depths {list(depths)} must fall and be at least 1")
-        if min(counts) < 1 or len(tokens) != sum(counts) or min(first_rows) < 0 or min(positions) < 0:
-            raise ValueError(f"{len(tokens)} tokens do not fit {list(counts)} states")
-        if last > min(self.rope.shape[0], 64 * page_table.shape[1]) or min(tokens) < 0 or max(tokens) >= self.embedding.shape[0]:
-            raise ValueError(f"positions up to {last} or the tokens lie outside pages or vocabulary")
+        check_chains(
+            hidden,
+            tokens=tokens,
+            first_rows=first_rows,
+            counts=counts,
+            positions=positions,
+            depths=depths,
+            page_table=page_table,
+            embedding=self.embedding,
+            num_positions=self.rope.shape[0],
+        )
+        if num_tokens > self.head.out_features:
+            raise ValueError(f"{num_tokens} ids are more than the head has")
         given = torch.tensor((*first_rows, *counts, *positions, *depths, *tokens))
         drafted, logits = torch.zeros(rows, most, dtype=torch.int64), torch.zeros(rows, most)
         hidden = hidden.contiguous()
@@ -463,12 +469,12 @@ class PackedMTP:
             start + 2 * row,
             start + 3 * row,
             num_tokens,
-            *_pages(kv),
+            *pages_of(kv),
             page_table.data_ptr(),
             page_table.stride(0),
             drafted.data_ptr(),
             logits.data_ptr(),
-            _code(hidden),
+            code_of(hidden),
         )
         return drafted.tolist(), logits.tolist()
 
@@ -480,9 +486,9 @@ class PackedMTP:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As `reference.rms_norm`: x [T, D], weight [D] of the same dtype -> [T, D]."""
-    x = _rows(x, weight.shape[0])
+    x = dense_rows(x, weight.shape[0])
     out = torch.empty_like(x)
-    _native.rms_norm(x.data_ptr(), _like(weight, weight, dtype=x.dtype), eps, x.shape[0], x.shape[1], out.data_ptr(), _code(x))
+    _native.rms_norm(x.data_ptr(), address_like(weight, weight, dtype=x.dtype), eps, x.shape[0], x.shape[1], out.data_ptr(), code_of(x))
     return out
 
 
@@ -492,7 +498,7 @@ def highest(x: Tensor) -> tuple[Tensor, Tensor]:
     values, places = torch.empty(rows), torch.empty(rows, dtype=torch.int64)
     if x.stride(1) != 1:
         x = x.contiguous()
-    if x.dtype != torch.float32 or _code(x):
+    if x.dtype != torch.float32 or code_of(x):
         raise ValueError(f"expected fp32 rows, got {x.dtype}")
     _native.highest(x.data_ptr(), rows, x.stride(0), width, values.data_ptr(), places.data_ptr())
     return values, places
@@ -510,8 +516,8 @@ def rope_and_write(
     kv: KVLayer,
 ) -> Tensor:
     """As `reference.rope_and_write`: qkv [T, (Hq + 2 Hkv) D], rope [T, 2, rotary_dim / 2] fp32 -> queries [T, Hq, D]."""
-    num_kv_heads, head_dim = _shape(kv)
-    qkv = _rows(qkv, (num_heads + 2 * num_kv_heads) * head_dim)
+    num_kv_heads, head_dim = heads_of(kv)
+    qkv = dense_rows(qkv, (num_heads + 2 * num_kv_heads) * head_dim)
     num_tokens = qkv.shape[0]
     rotary_dim = 2 * rope.shape[2]
     if rope.shape[0] != num_tokens or slots.shape[0] != num_tokens or rotary_dim > head_dim or head_dim > NATIVE_MAX_HEAD_DIM:
@@ -521,15 +527,15 @@ def rope_and_write(
         qkv.data_ptr(),
         num_tokens,
         num_heads,
-        0 if q_norm is None else _like(q_norm, q_norm, dtype=qkv.dtype),
-        0 if k_norm is None else _like(k_norm, k_norm, dtype=qkv.dtype),
+        0 if q_norm is None else address_like(q_norm, q_norm, dtype=qkv.dtype),
+        0 if k_norm is None else address_like(k_norm, k_norm, dtype=qkv.dtype),
         eps,
-        _dense(rope, torch.float32),
+        dense_address(rope, torch.float32),
         rotary_dim,
-        _dense(slots, torch.int64),
-        *_pages(kv),
+        dense_address(slots, torch.int64),
+        *pages_of(kv),
         out.data_ptr(),
-        _code(qkv),
+        code_of(qkv),
     )
     return out
 
@@ -541,18 +547,18 @@ def paged_attention(queries: Tensor, kv: KVLayer, *, offsets: Tensor, num_reques
     """
     if not queries.is_contiguous():
         queries = queries.contiguous()
-    num_kv_heads, head_dim = _shape(kv)
+    num_kv_heads, head_dim = heads_of(kv)
     num_heads = queries.shape[1]
     fits = queries.shape[2] == head_dim and not head_dim % 16 and not num_heads % num_kv_heads
     if not fits or head_dim > NATIVE_MAX_HEAD_DIM or num_heads // num_kv_heads > NATIVE_MAX_GROUP:
-        raise ValueError(f"queries {tuple(queries.shape)} do not fit pages of {_shape(kv)} heads and dims")
-    _check_batch(offsets, num_requests, page_table)
+        raise ValueError(f"queries {tuple(queries.shape)} do not fit pages of {heads_of(kv)} heads and dims")
+    check_batch(offsets, num_requests, page_table)
     out = torch.empty_like(queries)
-    starts = _dense(offsets, torch.int64)
+    starts = dense_address(offsets, torch.int64)
     _native.attention(
         queries.data_ptr(),
         num_heads,
-        *_pages(kv),
+        *pages_of(kv),
         num_requests,
         starts,
         starts + 8 * (num_requests + 1),
@@ -560,67 +566,14 @@ def paged_attention(queries: Tensor, kv: KVLayer, *, offsets: Tensor, num_reques
         page_table.stride(0),
         scale,
         out.data_ptr(),
-        _code(queries),
+        code_of(queries),
     )
     return out
-
-
-def _pages(kv: KVLayer) -> tuple[int, int, int, int, int]:
-    """(address, address of scales or 0, dtype code, KV heads, head dim) of one layer's pages [pages, 2, Hkv, 64, D]."""
-    if isinstance(kv, Tensor):
-        return kv.data_ptr(), 0, _code(kv), kv.shape[2], kv.shape[4]
-    data, scales = kv
-    if data.dtype != torch.float8_e4m3fn or not data.is_contiguous() or scales.shape != data.shape[:-1]:
-        raise ValueError(f"pages {data.dtype} {tuple(data.shape)} with scales {tuple(scales.shape)} are no fp8 KV pages")
-    return data.data_ptr(), _dense(scales, torch.float32), 2, data.shape[2], data.shape[4]
-
-
-def _shape(kv: KVLayer) -> tuple[int, int]:
-    """KV heads and head dim of one layer's pages."""
-    data = kv if isinstance(kv, Tensor) else kv.data
-    return data.shape[2], data.shape[4]
-
-
-def _check_batch(offsets: Tensor, num_requests: int, page_table: Tensor) -> None:
-    if offsets.shape[0] != 2 * num_requests + 1 or page_table.shape[0] != num_requests or page_table.stride(1) != 1:
-        raise ValueError(f"offsets {tuple(offsets.shape)} and page table {tuple(page_table.shape)} do not describe {num_requests} requests")
 
 
 def _form(format: WeightFormat) -> str:
     """What a weight makes of its left operand, where that is not a matter of the activations alone."""
     return {"float32": "fp32", "w8a8": "w8a8", "int4": "int4"}.get(format, "narrow")
-
-
-def _code(x: Tensor) -> int:
-    code = _CODES.get(x.dtype)
-    if code is None or x.device.type != "cpu":
-        raise ValueError(f"native kernels take fp32 or bf16 tensors in main memory, got {x.dtype} on {x.device}")
-    return code
-
-
-def _rows(x: Tensor, width: int) -> Tensor:
-    if x.dim() != 2 or x.shape[1] != width:
-        raise ValueError(f"expected rows of {width}, got a tensor of shape {tuple(x.shape)}")
-    return x if x.is_contiguous() else x.contiguous()
-
-
-def _like(x: Tensor | None, other: Tensor, *, dtype: torch.dtype | None = None) -> int:
-    """Address of a dense tensor shaped and typed like `other`; 0 for None."""
-    if x is None:
-        return 0
-    if x.shape != other.shape or x.dtype != (dtype or other.dtype) or not x.is_contiguous():
-        raise ValueError(f"expected a dense {dtype or other.dtype} tensor of shape {tuple(other.shape)}, got {x.dtype} {tuple(x.shape)}")
-    return x.data_ptr()
-
-
-def _dense(x: Tensor, dtype: torch.dtype) -> int:
-    if x.dtype != dtype or not x.is_contiguous() or x.device.type != "cpu":
-        raise ValueError(f"expected a dense {dtype} tensor in main memory, got {x.dtype} {tuple(x.shape)}")
-    return x.data_ptr()
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 __all__: Sequence[str] = [

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openglm.ops.draft_chains import check_chains
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer
 from openglm.ops.reference.highest import highest
 from openglm.ops.reference.swiglu import swiglu
@@ -295,11 +296,17 @@ class DeviceMTP:
     ) -> tuple[list[list[int]], list[list[float]]]:
         """As `ops.PackedMTP.draft`. The chain stays on the device; only its end is copied to the host."""
         rows = len(counts)
-        if list(depths) != sorted(depths, reverse=True) or depths[-1] < 1 or min(counts) < 1 or len(tokens) != sum(counts):
-            raise ValueError(f"depths {list(depths)} must fall, and {len(tokens)} tokens fit {list(counts)} states")
-        last = max(start + count + depth - 1 for start, count, depth in zip(positions, counts, depths, strict=True))
-        if last > min(self._rope.shape[0], PAGE_SIZE * page_table.shape[1]) or page_table.shape[0] != rows:
-            raise ValueError(f"positions up to {last} do not fit a page table {tuple(page_table.shape)}")
+        last = check_chains(
+            hidden,
+            tokens=tokens,
+            first_rows=first_rows,
+            counts=counts,
+            positions=positions,
+            depths=depths,
+            page_table=page_table,
+            embedding=self._embedding,
+            num_positions=self._rope.shape[0],
+        )
         sources: list[int] = []
         requests: list[int] = []
         places: list[int] = []
