@@ -172,7 +172,7 @@ ALIASES: Final[Mapping[str, Meaning]] = {
     # kernels and execution
     "-q": Rename("--quantization"),
     "--disable-cuda-graph": Rename("--enforce-eager", switch=True),
-    "--disable-shared-experts-fusion": Accept("no effect: the shared expert is always a layer of its own"),
+    "--disable-shared-experts-fusion": Accept("no effect: where the shared expert lies follows from its format and its device"),
     "--disable-overlap-schedule": Accept("no effect: steps are not overlapped"),
     "--async-scheduling": Accept("no effect: steps are not overlapped"),
     "--attention-backend": Accept(_KERNELS, values=None),

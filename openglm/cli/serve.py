@@ -107,7 +107,7 @@ def command(
         str | None,
         typer.Option(
             metavar="fp8|int8|int4|w8a8",
-            help="Round the layers' matrices while loading, on a CPU; FP8 checkpoints stay FP8 without it. w8a8 rounds activations too.",
+            help="Round the layers' matrices while loading (a GPU has fp8); FP8 checkpoints stay FP8 anyway. w8a8 rounds activations too.",
             rich_help_panel=_MEMORY,
             show_default="as stored",
         ),
