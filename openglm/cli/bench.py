@@ -38,7 +38,7 @@ def command(
     formats: Annotated[str, typer.Option(help="peers: some of the engines' formats, with commas; without, all of them.")] = "",
     out: Annotated[
         Path | None,
-        typer.Option(help="peers, gpu: results so far, from which a run goes on; peers: weights and report. Default: build/peers, build/gpu."),
+        typer.Option(help="peers, gpu: results so far, from which a run goes on, and reports. Default: build/peers, build/gpu."),
     ] = None,
     install: Annotated[bool, typer.Option("--install", help="peers: compile llama.cpp into an environment of its own first.")] = False,
     rehearse: Annotated[

@@ -14,7 +14,7 @@ _BF16 = 2
 
 
 def expected_hit(num_experts: int, num_chosen: int, tokens: int) -> float:
-    """Distinct experts of a layer that `tokens` tokens choose, if each takes `num_chosen` of them at random: an upper bound of skewed ones."""
+    """Distinct experts of a layer that `tokens` tokens choose, if each takes `num_chosen` at random; skewed choices hit fewer."""
     return num_experts * (1 - (1 - num_chosen / num_experts) ** tokens)
 
 
@@ -42,7 +42,7 @@ def step_bytes(
     hit = experts_hit
     if hit is None:
         hit = expected_hit(config.n_routed_experts, config.num_experts_per_tok, sequences * rows_each)
-    layers = config.num_hidden_layers * _attention_weights(config)
+    layers: float = config.num_hidden_layers * _attention_weights(config)
     layers += config.first_k_dense_replace * 3 * h * config.intermediate_size
     layers += moe_layers * expert * (hit + config.n_shared_experts)
     tables = moe_layers * config.n_routed_experts * h + config.vocab_size * h

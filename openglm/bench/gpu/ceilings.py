@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,18 +37,18 @@ def reading(place: Place) -> Case:
 def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
     """In the order of their worth."""
     yield reading(place)
-    yield Case("copy bandwidth", lambda: _copying(place))
+    yield Case("copy bandwidth", partial(_copying, place))
     width = 64 if place.rehearsal else 8192
-    yield Case(f"bf16 product, {width} cubed", lambda: _product(place, width))
-    yield Case(f"fp8 product, {width} cubed, scales per row", lambda: _fp8_product(place, width))
-    for early in (False, True):
-        name = "a node of a graph" + (", started early" if early else "")
-        yield Case(name, lambda early=early: _nodes(place, early=early))  # type: ignore[misc]
+    yield Case(f"bf16 product, {width} cubed", partial(_product, place, width))
+    yield Case(f"fp8 product, {width} cubed, scales per row", partial(_fp8_product, place, width))
+    yield Case("a node of a graph", partial(_nodes, place, early=False))
+    if place.starts_early:
+        yield Case("a node of a graph, started early", partial(_nodes, place, early=True))
     for length in (128, 200) if place.rehearsal else (8192, 32768):
-        yield Case(f"attention, {length} tokens, ours", lambda length=length: _attention(place, length, ours=True))  # type: ignore[misc]
+        yield Case(f"attention, {length} tokens, ours", partial(_attention, place, length, ours=True))
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
             name = f"attention, {length} tokens, {backend.name.partition('_')[0].lower()}"
-            yield Case(name, lambda length=length, backend=backend: _attention(place, length, backend=backend))  # type: ignore[misc]
+            yield Case(name, partial(_attention, place, length, backend=backend))
 
 
 def _copying(place: Place) -> Values:
@@ -80,8 +81,6 @@ def _nodes(place: Place, *, early: bool) -> Values:
     from openglm.bench.gpu.probes import chain
 
     length = 10 if place.rehearsal else 1000
-    if early and (place.rehearsal or torch.version.hip is not None or torch.cuda.get_device_capability(place.device) < (9, 0)):
-        raise ValueError("only NVIDIA GPUs from sm_90 on start a kernel early")
     run, counter = chain(length, place.device, early=early)
     run()
     place.synchronize()
@@ -102,8 +101,20 @@ def _attention(place: Place, length: int, *, ours: bool = False, backend: SDPBac
         kv = torch.randn(pages, 2, kv_heads, PAGE_SIZE, dim, device=device).bfloat16()
         table = torch.randperm(pages, device=device)[None]
         offsets = torch.tensor([0, length, length], device=device)
-        bounds = {"num_requests": 1, "max_query_len": length, "max_kv_len": length}
-        return _rate(place, lambda: paged_attention(queries, kv, offsets=offsets, page_table=table, scale=dim**-0.5, **bounds), flops)
+
+        def attend() -> object:
+            return paged_attention(
+                queries,
+                kv,
+                offsets=offsets,
+                num_requests=1,
+                max_query_len=length,
+                max_kv_len=length,
+                page_table=table,
+                scale=dim**-0.5,
+            )
+
+        return _rate(place, attend, flops)
     keys, values = (torch.randn(1, kv_heads, length, dim, device=device).bfloat16() for _ in range(2))
 
     def run() -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +17,17 @@ MAX_ERROR = 1e-2
 def poisoned() -> Iterator[None]:
     """New memory is NaN, or the largest integer, so that what a kernel does not write is seen."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    deterministic: Any = torch.utils.deterministic
+    filled = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    deterministic.fill_uninitialized_memory = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that are not deterministic; nothing here needs them to be
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = filled
+        deterministic.fill_uninitialized_memory = filled
 
 
 def row_error(found: Tensor, expected: Tensor) -> float:
@@ -37,8 +39,7 @@ def row_error(found: Tensor, expected: Tensor) -> float:
     distance = (found.double() - expected.double()).norm(dim=-1)
     length = expected.double().norm(dim=-1)
     ratio = torch.where(distance == 0, distance, distance / length)
-    worst = float(ratio.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
-    return worst
+    return float(ratio.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
 
 
 def share_unequal(found: Tensor, expected: Tensor) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -77,7 +78,7 @@ class FullSize:
 
 def air(place: Place, *, drafts: bool) -> ModelConfig:
     """GLM-4.5-Air, or what a rehearsal can run."""
-    full = variant("tiny-air" if place.rehearsal else "glm-4.5-air")
+    full = replace(variant("tiny-air"), num_hidden_layers=2) if place.rehearsal else variant("glm-4.5-air")
     return full if drafts else replace(full, num_nextn_predict_layers=0)
 
 
@@ -92,15 +93,15 @@ def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
 
     def case(sequences: int, context: int, kv: str, routing: str) -> Case:
         name = full.name(decode_case(sequences, context, kv=kv, routing=routing))
-        return Case(name, lambda: decode(full, sequences, context, kv, routing, known))
+        return Case(name, partial(decode, full, sequences, context, kv, routing, known))
 
     for count in batches:
         yield case(count, short, "fp8", "uniform")
     for count, context in longer:
         yield case(count, context, "fp8", "uniform")
-    for count in batches:
+    for count in batches[-1:] if place.rehearsal else batches:
         yield case(count, short, "fp8", "router")
-    yield Case(full.name("kernels of a step, 1 sequence"), lambda: profile(full, short))
+    yield Case(full.name("kernels of a step, 1 sequence"), partial(profile, full, short))
     yield case(1, longer[0][1], "bf16", "uniform")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,17 +65,19 @@ def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
     for name, (full, small) in _MODELS.items():
         config = variant(small if place.rehearsal else full)
         for operation, make in _operations(config, place):
-            yield Case(f"{name}: {operation}", lambda make=make: measure(place, make(), rows, timed, known))  # type: ignore[misc]
+            yield Case(f"{name}: {operation}", partial(measure, place, make, rows, timed, known))
 
 
 @torch.inference_mode()
-def measure(place: Place, operation: Operation, rows: Sequence[int], timed_rows: Sequence[int], known: dict[str, Values]) -> Values:
-    """The largest error, and seconds by number of rows."""
-    worst = 0.0
+def measure(
+    place: Place, make: Callable[[], Operation], rows: Sequence[int], timed_rows: Sequence[int], known: dict[str, Values]
+) -> Values:
+    """The largest error, and seconds by number of rows. The interpreter cuts bf16 off where a GPU rounds, so twice the error is allowed."""
+    operation, allowed, worst = make(), MAX_ERROR * (1 + place.rehearsal), 0.0
     for count in rows:
         error = operation.error(count)
-        if not error <= MAX_ERROR:
-            raise ValueError(f"wrong with {count} rows: the error is {error:.2g}, and {MAX_ERROR:g} is allowed")
+        if not error <= allowed:
+            raise ValueError(f"wrong with {count} rows: the error is {error:.2g}, and {allowed:g} is allowed")
         worst = max(worst, error)
     values: Values = {"error": worst}
     for count in timed_rows:
@@ -93,31 +96,31 @@ def _operations(config: ModelConfig, place: Place) -> Iterator[tuple[str, Callab
     hidden, query, qkv = config.hidden_size, config.query_dim, config.query_dim + 2 * config.kv_dim
     for fp8 in (True, False):
         format = "fp8" if fp8 else "bf16"
-        yield f"experts, {format}", lambda fp8=fp8: _experts(config, place, fp8=fp8)  # type: ignore[misc]
+        yield f"experts, {format}", partial(_experts, config, place, fp8=fp8)
         for name, n, k in (
             ("qkv", qkv, hidden),
             ("o", hidden, query),
             ("dense gate_up", 2 * config.intermediate_size, hidden),
             ("dense down", hidden, config.intermediate_size),
         ):
-            yield f"{name}, {format}", lambda n=n, k=k, fp8=fp8: _linear(place, n, k, fp8=fp8)  # type: ignore[misc]
-    yield "head, bf16", lambda: _linear(place, config.vocab_size, hidden, fp8=False, logits=True)
-    yield "eh_proj, bf16", lambda: _linear(place, hidden, 2 * hidden, fp8=False)
+            yield f"{name}, {format}", partial(_linear, place, n, k, fp8=fp8)
+    yield "head, bf16", partial(_linear, place, config.vocab_size, hidden, fp8=False, logits=True)
+    yield "eh_proj, bf16", partial(_linear, place, hidden, 2 * hidden, fp8=False)
     short, long = (70, 200) if place.rehearsal else (1024, 32767)
     for fp8 in (True, False):
         format = "fp8 KV" if fp8 else "bf16 KV"
         for rows_each in (1, 2, 3, 4):
             name = f"attention, {rows_each} new, {short} tokens, {format}"
-            yield name, lambda fp8=fp8, each=rows_each: _attention(config, place, short, each, fp8=fp8)  # type: ignore[misc]
-        yield f"attention, 1 new, {long} tokens, {format}", lambda fp8=fp8: _attention(config, place, long, 1, fp8=fp8, most=4)  # type: ignore[misc]
+            yield name, partial(_attention, config, place, short, rows_each, fp8=fp8)
+        yield f"attention, 1 new, {long} tokens, {format}", partial(_attention, config, place, long, 1, fp8=fp8, most=4)
         chunk = 30 if place.rehearsal else 515
         name = f"attention, {chunk} new, {short} tokens, {format}"
-        yield name, lambda fp8=fp8: _attention(config, place, short, chunk, fp8=fp8, most=3)  # type: ignore[misc]
-        yield f"RoPE and {format}", lambda fp8=fp8: _rope(config, place, fp8=fp8)  # type: ignore[misc]
-    yield "router", lambda: _router(config, place)
-    yield "RMSNorm", lambda: _norm(config, place, add=False)
-    yield "add and RMSNorm", lambda: _norm(config, place, add=True)
-    yield "sampling", lambda: _sampling(config, place)
+        yield name, partial(_attention, config, place, short, chunk, fp8=fp8, most=3)
+        yield f"RoPE and {format}", partial(_rope, config, place, fp8=fp8)
+    yield "router", partial(_router, config, place)
+    yield "RMSNorm", partial(_norm, config, place, add=False)
+    yield "add and RMSNorm", partial(_norm, config, place, add=True)
+    yield "sampling", partial(_sampling, config, place)
 
 
 def _fresh(place: Place) -> torch.Generator:
@@ -180,14 +183,14 @@ def _experts(config: ModelConfig, place: Place, *, fp8: bool) -> Operation:
     gate_up = _matrix(place, (count + shared) * 2 * width, hidden, fp8=fp8)
     down = _matrix(place, (count + shared) * hidden, width, fp8=fp8)
 
-    def stacked(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else rows.view(count + shared, -1, *rows.shape[1:])
+    def stacked(rows: Tensor) -> Tensor:
+        return rows.view(count + shared, -1, *rows.shape[1:])
 
     router = (_normal(place, count, hidden).float() * hidden**-0.5).bfloat16()
-    stacks = [stacked(part) for part in (gate_up.data, down.data, gate_up.scales, down.scales)]
-    assert stacks[0] is not None and stacks[1] is not None
+    stacks = [(stacked(matrix.data), None if matrix.scales is None else stacked(matrix.scales)) for matrix in (gate_up, down)]
     experts = DeviceExperts(
-        *stacks,  # type: ignore[arg-type]
+        *(data for data, _ in stacks),
+        *(scales for _, scales in stacks),
         router=router,
         router_bias=torch.zeros(count, device=place.device),
         num_experts_per_tok=chosen,
@@ -202,10 +205,7 @@ def _experts(config: ModelConfig, place: Place, *, fp8: bool) -> Operation:
         total = residual.float()
         for expert in ids.unique().tolist():
             own_rows, places = (ids == expert).nonzero(as_tuple=True)
-            first, second = (
-                _wide(stack[expert], None if scales is None else scales[expert])
-                for stack, scales in ((stacks[0], stacks[2]), (stacks[1], stacks[3]))  # type: ignore[index]
-            )
+            first, second = (_wide(data[expert], None if scales is None else scales[expert]) for data, scales in stacks)
             out = swiglu(x[own_rows].float() @ first.t()) @ second.t()
             total.index_add_(0, own_rows, out * weights[own_rows, places].unsqueeze(1))
         with poisoned():

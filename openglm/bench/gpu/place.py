@@ -32,6 +32,8 @@ class Place(Protocol):
     device: torch.device
     gpu: str
     rehearsal: bool
+    starts_early: bool
+    """Whether a kernel can start before the one ahead of it has ended: NVIDIA from sm_90 on."""
     graphs: GraphDevice
 
     def seconds(self, run: Callable[[], object], *, captured: bool = True, at_most_s: float = 0.5) -> float:
@@ -65,6 +67,7 @@ class CudaPlace:
         self.device = device
         self.gpu = properties.name
         self.memory_bytes = properties.total_memory
+        self.starts_early = torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
         self.graphs: GraphDevice = CudaGraphs(device)
 
     def seconds(self, run: Callable[[], object], *, captured: bool = True, at_most_s: float = 0.5) -> float:
@@ -139,9 +142,10 @@ class CalledAgain:
 
 
 class RehearsalPlace:
-    """The CPU. Every call is timed twice, and the times mean nothing."""
+    """The CPU. Every call is timed once, and the times mean nothing."""
 
     rehearsal = True
+    starts_early = False
     memory_bytes = 1 << 30
 
     def __init__(self) -> None:

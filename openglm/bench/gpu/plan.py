@@ -203,7 +203,7 @@ ROWS = (
             Column("tflops_128", "TFLOP/s, 128", "{:.1f}"),
         ),
         _kernel_marks,
-        "error: the worst row's distance from the reference, over the row's length; numbers of rows (attention: sequences) behind the commas",
+        "error: the worst row's distance from the reference, over its length; behind commas: rows, of attention sequences",
     ),
     Row(
         "decode",

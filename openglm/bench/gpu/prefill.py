@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -15,21 +16,22 @@ from openglm.bench.gpu.plan import mixed_case, prefill_case
 from openglm.bench.gpu.run import Case
 from openglm.ops import FP8
 
-_PROMPTS = ((8192, 8192), (1024, 1024), (4096, 4096), (32768, 8192), (131072, 8192), (8192, 4096), (8192, 2048), (8192, 1024), (16384, 16384))
+_WHOLE = ((8192, 8192), (1024, 1024), (4096, 4096), (32768, 8192), (131072, 8192))
+_PROMPTS = (*_WHOLE, (8192, 4096), (8192, 2048), (8192, 1024), (16384, 16384))
 _MIXED = (2048, 8, 1024)  # a chunk, beside so many decoding sequences of so many tokens
 
 
 def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
     """In the order of their worth."""
     yield reading(place)
-    prompts = ((70, 70), (70, 32)) if place.rehearsal else _PROMPTS
-    chunk, beside, context = (40, 2, 70) if place.rehearsal else _MIXED
+    prompts = ((20, 20), (20, 12)) if place.rehearsal else _PROMPTS
+    chunk, beside, context = (17, 2, 20) if place.rehearsal else _MIXED
     longest = max(tokens for tokens, _ in prompts)
     full = FullSize(place, air(place, drafts=False), tokens=max(longest + 64, (beside + 1) * -(-max(chunk, context) // 64) * 64))
     for tokens, size in prompts:
         name = full.name(prefill_case(tokens, size))
-        yield Case(name, lambda tokens=tokens, size=size: _prompt(full, tokens, size))  # type: ignore[misc]
-    yield Case(full.name(mixed_case(chunk, beside)), lambda: _mixed(full, chunk, beside, context))
+        yield Case(name, partial(_prompt, full, tokens, size))
+    yield Case(full.name(mixed_case(chunk, beside)), partial(_mixed, full, chunk, beside, context))
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import time
 from collections.abc import Callable, Iterable
 from importlib import metadata
@@ -88,6 +89,8 @@ def run_cases(
             progress(f"{row.name}: {case.name}")
             try:
                 values = case.measure()
+                if not all(math.isfinite(value) for value in values.values()):
+                    raise ValueError("a figure is not a finite number")
             except (RuntimeError, ValueError, AssertionError, TypeError, ImportError, OpenGLMError) as error:
                 failures[case.name] = f"{type(error).__name__}: {_first_line(error)}"
                 progress(f"{row.name}: {case.name} failed: {failures[case.name]}")

@@ -1,23 +1,26 @@
 """Steps of a model over full pages, without an engine: decode and verify graphs, chunks of a prompt, and which experts they hit.
 
-Every sequence has pages of its own, in shuffled order. What they hold is random, as is what is asked; positions are the last of the context.
+Every sequence has pages of its own, in shuffled order. What they hold is random, as is what is asked; positions are a context's last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from openglm.bench.gpu.place import CalledAgain, Place
 from openglm.bench.gpu.weights import random_kv
+from openglm.config import ModelConfig
 from openglm.engine.graphs import GraphDevice, Shape, StepGraph, StepInputs
 from openglm.model import ForwardContext, GlmModel, PagedBatch, allocate_kv
 from openglm.ops import PAGE_SIZE
 
-Choice = tuple[Tensor, Tensor]
+if TYPE_CHECKING:
+    from openglm.ops.triton.experts import Choice, DeviceExperts
 
 
 class Steps:
@@ -96,14 +99,15 @@ class Steps:
 class UniformChoice:
     """In place of a router: for every row K experts at random, the same each time, and the shared ones."""
 
-    def __init__(self, rows: int, config_experts: int, chosen: int, shared: int, generator: torch.Generator) -> None:
-        device = generator.device
-        ids = torch.rand(rows, config_experts, generator=generator, device=device).topk(chosen, dim=1).indices.sort(dim=1).values
-        own = torch.arange(config_experts, config_experts + shared, device=device).expand(rows, shared)
+    def __init__(self, rows: int, config: ModelConfig, generator: torch.Generator) -> None:
+        device, count = generator.device, config.n_routed_experts
+        chosen, shared = config.num_experts_per_tok, config.n_shared_experts
+        ids = torch.rand(rows, count, generator=generator, device=device).topk(chosen, dim=1).indices.sort(dim=1).values
+        own = torch.arange(count, count + shared, device=device).expand(rows, shared)
         self._ids = torch.cat([ids, own], 1).int()
         self._weights = torch.full((rows, chosen + shared), 1.0 / chosen, device=device)
 
-    def __call__(self, x: Tensor) -> Choice:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [T, H] -> ids [T, K + S] and weights."""
         return self._ids[: x.shape[0]], self._weights[: x.shape[0]]
 
@@ -111,12 +115,11 @@ class UniformChoice:
 @contextmanager
 def uniform_routing(model: GlmModel, rows: int) -> Iterator[None]:
     """Every layer chooses by a table of its own, for up to `rows` rows, so that hits are those of random and independent choices."""
-    config = model.config
     generator = torch.Generator(model.embed_tokens.device).manual_seed(3)
     layers = _experts(model)
     before = [layer.choose for layer in layers]
     for layer in layers:
-        layer.choose = UniformChoice(rows, config.n_routed_experts, config.num_experts_per_tok, config.n_shared_experts, generator)
+        layer.choose = UniformChoice(rows, model.config, generator)
     try:
         yield
     finally:
@@ -130,7 +133,6 @@ def counted(model: GlmModel) -> Iterator[list[int]]:
     counts: list[int] = []
     layers = _experts(model)
     before = [layer.choose for layer in layers]
-
     for layer in layers:
         layer.choose = _Counting(layer.choose, model.config.num_experts_per_tok, counts)
     try:
@@ -141,16 +143,18 @@ def counted(model: GlmModel) -> Iterator[list[int]]:
 
 
 class _Counting:
-    def __init__(self, inner, chosen: int, counts: list[int]) -> None:  # type: ignore[no-untyped-def]
+    """A choice that is counted."""
+
+    def __init__(self, inner: Choice, chosen: int, counts: list[int]) -> None:
         self._inner, self._chosen, self._counts = inner, chosen, counts
 
-    def __call__(self, x: Tensor) -> Choice:
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         ids, weights = self._inner(x)
         self._counts.append(ids[:, : self._chosen].unique().numel())
         return ids, weights
 
 
-def _experts(model: GlmModel) -> Sequence:  # type: ignore[type-arg]
+def _experts(model: GlmModel) -> list[DeviceExperts]:
     """`DeviceExperts` of the trunk's layers and of the MTP layer."""
     from openglm.ops.triton.experts import DeviceExperts
     from openglm.ops.triton.layer import DeviceMTP, DeviceTrunk
