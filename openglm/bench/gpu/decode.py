@@ -7,6 +7,7 @@ the case comparable with the byte model, and "router" is what the weights do.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -69,6 +70,7 @@ class FullSize:
     def drop_steps(self) -> None:
         """Give all pages back."""
         self._steps.clear()
+        gc.collect()  # an engine's parts know each other
         self.place.free_bytes()
 
     def name(self, case: str) -> str:
@@ -114,15 +116,14 @@ def decode(full: FullSize, sequences: int, context: int, kv: str, routing: str, 
     table = steps.table(sequences, context)
     with uniform_routing(full.model, sequences * rows_each) if routing == "uniform" else nullcontext():
         graph = steps.graph(table, rows_each, context)
-        seconds, hits = 0.0, 0.0
-        for _ in range(1 if place.rehearsal else _DRAWS):
+        seconds, hits, draws = 0.0, 0.0, 1 if place.rehearsal else _DRAWS
+        for _ in range(draws):
             inputs = steps.inputs(table, rows_each, context)
             _, logits = graph.run(inputs)
             if not bool(logits.isfinite().all()):
                 raise ValueError("the step's logits are not finite")
-            hits += steps.hits(table, rows_each, context, inputs) / (1 if place.rehearsal else _DRAWS)
-            graph.run(inputs)
-            seconds += place.seconds(graph.replay, captured=False, at_most_s=0.3) / (1 if place.rehearsal else _DRAWS)
+            hits += steps.hits(table, rows_each, context, inputs) / draws
+            seconds += place.seconds(graph.replay, captured=False, at_most_s=0.3) / draws
     return reading_figures(full, seconds, hits, sequences, context, kv_element_bytes, known, rows_each)
 
 

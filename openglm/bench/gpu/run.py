@@ -12,7 +12,6 @@ import importlib
 import math
 import time
 from collections.abc import Callable, Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
@@ -119,11 +118,13 @@ def run_cases(
 
 
 def _setting(row: Row, place: CudaPlace | RehearsalPlace) -> Setting:
+    import triton
+
     return Setting(
         row=row.name,
         gpu=place.gpu,
         memory_gib=round(place.memory_bytes / 2**30, 1),
-        triton=metadata.version("triton"),
+        triton=triton.__version__,
         source=_digest(Path(openglm.__file__).parent),
         rehearsal=place.rehearsal,
         machine=this_machine(),
