@@ -269,7 +269,6 @@ def _gpu(row: str | None, out: Path, rehearse: bool, minutes: float | None, tell
         raise ConfigError(f"glm bench gpu measures one row at a time: {', '.join(known.name for known in ROWS)}")
     figures = measure_row(row, out=out, rehearse=rehearse, minutes=minutes, progress=tell)
     report = out / f"{row}{'-rehearsal' if rehearse else ''}.json"
-    out.mkdir(parents=True, exist_ok=True)
     report.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
     tell(f"written: {report}")
     columns = [column for column in find_row(row).columns if any(column.value in values for values in figures.cases.values())]
@@ -278,10 +277,11 @@ def _gpu(row: str | None, out: Path, rehearse: bool, minutes: float | None, tell
     for case, values in figures.cases.items():
         cells = (column.form.format(column.scale * values[column.value]) if column.value in values else "" for column in columns)
         table.add_row(case, *cells)
+    table.min_width = 80
     for case, reason in figures.failures.items():
         table.add_row(f"{case}: FAILED: {reason}")
     notes = [figures.note, figures.clocks]
-    notes += [f"no time for {len(figures.left)} cases; start again to go on with them"] * bool(figures.left)
+    notes += [f"no time for {', '.join(figures.left)}; start again to go on"] * bool(figures.left)
     notes += ["interrupted; start again to go on"] * figures.interrupted
     table.caption = "\n".join(note for note in notes if note)
     return figures, [table, *([_marks(figures.marks)] if figures.marks else [])]

@@ -155,6 +155,14 @@ def test_a_line_that_was_cut_off_costs_that_figure_only(tmp_path):
     assert figures.read(store, setting()) == {"a": {"s": 1.0}, "b": {"s": 2.5}}
 
 
+def test_a_store_that_cannot_be_written_is_told_before_anything_runs(tmp_path):
+    (tmp_path / "decode-rehearsal.jsonl").mkdir()
+    module = Rows(a=lambda: {"s": 1.0})
+    with pytest.raises(IsADirectoryError):
+        measured(module, tmp_path)
+    assert not module.ran
+
+
 def test_no_case_begins_after_the_limit(tmp_path):
     times = iter([0.0, 10.0, 41.0, 43.0, 50.0])
     module = Rows(a=lambda: {"s": 1.0}, b=lambda: {"s": 1.0}, c=lambda: {"s": 1.0})
@@ -225,7 +233,7 @@ def test_the_table_shows_figures_failures_and_marks_and_the_exit_status_tells(ca
     monkeypatch.setattr(run, "measure_row", lambda name, **_: report)
     assert _bench("decode", "--out", str(tmp_path), "--json", str(tmp_path / "copy.json")) == 1
     shown = capsys.readouterr().out
-    assert all(words in shown for words in ("5.000", "63%", "FAILED", "no time for 1 case", "missed", "holds", "not measured"))
+    assert all(words in shown for words in ("5.000", "63%", "FAILED", "no time for 64 x 1K", "missed", "holds", "not measured"))
     assert json.loads((tmp_path / "decode.json").read_text()) == json.loads((tmp_path / "copy.json").read_text())
 
 

@@ -59,7 +59,6 @@ def read(store: Path, setting: Setting) -> dict[str, Values]:
 
 def append(store: Path, figure: Figure) -> None:
     """Keep a figure; it is on disk when this returns."""
-    store.parent.mkdir(parents=True, exist_ok=True)
     whole = not store.exists() or store.stat().st_size == 0 or store.read_bytes().endswith(b"\n")
     with store.open("ab") as file:
         file.write((b"" if whole else b"\n") + msgspec.json.encode(figure) + b"\n")

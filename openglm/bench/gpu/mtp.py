@@ -109,9 +109,8 @@ def _projected(full: FullSize, sequences: int, context: int, known: dict[str, Va
 def _engine(full: FullSize, sequences: int) -> Values:
     """A step of the whole engine, scheduler, sampling and all, over the bare replay of the graph that it runs."""
     prompt, settling, steps = (5, 1, 2) if full.place.rehearsal else (1024, 8, 60)
-    core = _core(
-        full, sequences, drafts=0, prompt=prompt, tokens=sequences + settling + steps + 2
-    )  # the first speak while others' prompts are read
+    tokens = sequences + settling + steps + 2  # the first speak while others' prompts are read
+    core = _core(full, sequences, drafts=0, prompt=prompt, tokens=tokens)
     _fill(core, sequences, prompt, core.config.max_model_len - prompt)
     speaking: set[str] = set()
     while len(speaking) < sequences:

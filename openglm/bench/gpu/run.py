@@ -72,6 +72,8 @@ def run_cases(
 ) -> GpuFigures:
     """The loop over cases."""
     store = out / f"{row.name}{'-rehearsal' if place.rehearsal else ''}.jsonl"
+    out.mkdir(parents=True, exist_ok=True)
+    store.open("ab").close()  # a file that cannot be written is told before anything is measured
     known = read(store, setting)
     began, failures, left = clock(), dict[str, str](), list[str]()
     interrupted = lost = False
