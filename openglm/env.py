@@ -51,6 +51,11 @@ def num_threads(environ: Mapping[str, str] | None = None) -> int | None:
     return int(first)
 
 
+def interpret_triton() -> None:
+    """Have Triton, when it is imported later, run kernels in its interpreter on the CPU."""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def no_color(environ: Mapping[str, str] | None = None) -> bool:
     """Whether the user asked every program for plain output (https://no-color.org: any non-empty value)."""
     return bool((os.environ if environ is None else environ).get("NO_COLOR"))

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 
 def command(
-    what: Annotated[str, typer.Argument(help="What to measure: server, streaming, offline, recovery, kernels or peers.")] = "server",
+    what: Annotated[str, typer.Argument(help="What to measure: server, streaming, offline, recovery, kernels, peers or gpu.")] = "server",
+    row: Annotated[str | None, typer.Argument(help="gpu: ceilings, kernels, decode, mtp, prefill or transformers.")] = None,
     model: Annotated[Path | None, typer.Option(help="Model directory. Default: the embedded glm-nano.")] = None,
     serve_flags: Annotated[str, typer.Option(help="server, streaming, recovery: further flags for glm serve, as one string.")] = "",
     streams: Annotated[int | None, typer.Option(min=1, help="server, streaming, recovery: streams at once. Default: 8, 64, 32.")] = None,
@@ -35,10 +36,15 @@ def command(
     scale: Annotated[int, typer.Option(min=1, help="peers: divide widths, experts and vocabulary, to try the tools.")] = 1,
     engines: Annotated[str, typer.Option(help="peers: openglm, llama.cpp and transformers, or some of them, with commas.")] = "",
     formats: Annotated[str, typer.Option(help="peers: some of the engines' formats, with commas; without, all of them.")] = "",
-    out: Annotated[Path, typer.Option(help="peers: weights, results so far and the report; a run goes on from here.")] = Path(
-        "build/peers"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="peers, gpu: results so far, from which a run goes on, and reports. Default: build/peers, build/gpu."),
+    ] = None,
     install: Annotated[bool, typer.Option("--install", help="peers: compile llama.cpp into an environment of its own first.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="gpu: without a GPU, small shapes in Triton's interpreter; the figures mean nothing.")
+    ] = False,
+    minutes: Annotated[float | None, typer.Option(min=0.0, help="gpu: time budget, of which 70 % are used. Default: the row's.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", callback=writable, help="Also write the figures here.")] = None,
 ) -> None:
     """Measure a running system and print figures that name machine and command.
@@ -56,6 +62,8 @@ def command(
     glm bench kernels --threads 2                                every CPU kernel at real widths, against the machine's limits
 
     glm bench peers --threads 2 --install                        beside llama.cpp and transformers on a slice of GLM-4.5-Air; hours
+
+    glm bench gpu decode                                         GLM-4.5-Air-FP8 at full size on this GPU, weights made there
     """
     import shlex
 
@@ -65,6 +73,8 @@ def command(
     from openglm.errors import ConfigError
 
     tell = Console(stderr=True).print
+    if row is not None and what != "gpu":
+        raise ConfigError(f"glm bench {what:.40} takes no further argument; got {row!r:.40}")
     flags = [*([str(model)] if model else []), *shlex.split(serve_flags)]
     match what:
         case "server":
@@ -79,13 +89,17 @@ def command(
             figures, tables = _kernels(threads, weights, quick, tell)
         case "peers":
             chosen = [[name.strip() for name in names.split(",") if name.strip()] for names in (engines, formats)]
-            figures, tables = _peers(slice_, scale, threads, rounds or 3, chosen, out, quick, install, tell)
+            figures, tables = _peers(slice_, scale, threads, rounds or 3, chosen, out or Path("build/peers"), quick, install, tell)
+        case "gpu":
+            figures, tables = _gpu(row, out or Path("build/gpu"), rehearse, minutes, tell)
         case _:
-            raise ConfigError(f"no measurement is called {what!r:.40}; known: server, streaming, offline, recovery, kernels, peers")
+            raise ConfigError(f"no measurement is called {what!r:.40}; known: server, streaming, offline, recovery, kernels, peers, gpu")
     for table in tables:
         Console().print(table)
     if json_file:
         json_file.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+    if what == "gpu":
+        _end_of(figures)
 
 
 def _server(flags: list[str], streams: int, rounds: int, tokens: int, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
@@ -242,6 +256,44 @@ def _peers(
     for format, other, by_workload in ratios(figures):
         compared.add_row(f"{format} over {other}", *(f"{by_workload[w]:.2f}" if w in by_workload else "-" for w in figures.workloads))
     return figures, [rates, compared]
+
+
+def _gpu(row: str | None, out: Path, rehearse: bool, minutes: float | None, tell: Callable[[str], None]) -> tuple[object, list[Table]]:
+    import msgspec
+
+    from openglm.bench.gpu.plan import ROWS, find_row
+    from openglm.bench.gpu.run import measure_row
+    from openglm.errors import ConfigError
+
+    if row is None:
+        raise ConfigError(f"glm bench gpu measures one row at a time: {', '.join(known.name for known in ROWS)}")
+    figures = measure_row(row, out=out, rehearse=rehearse, minutes=minutes, progress=tell)
+    report = out / f"{row}{'-rehearsal' if rehearse else ''}.json"
+    report.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+    tell(f"written: {report}")
+    columns = [column for column in find_row(row).columns if any(column.value in values for values in figures.cases.values())]
+    title = f"glm bench gpu {row}, {figures.setting.gpu}, Triton {figures.setting.triton}"
+    table = _table(title, figures.setting.machine, "case", *(column.header for column in columns))
+    for case, values in figures.cases.items():
+        cells = (column.form.format(column.scale * values[column.value]) if column.value in values else "" for column in columns)
+        table.add_row(case, *cells)
+    table.min_width = 80
+    for case, reason in figures.failures.items():
+        table.add_row(f"{case}: FAILED: {reason}")
+    notes = [figures.note, figures.clocks]
+    notes += [f"no time for {', '.join(figures.left)}; start again to go on"] * bool(figures.left)
+    notes += ["interrupted; start again to go on"] * figures.interrupted
+    table.caption = "\n".join(note for note in notes if note)
+    return figures, [table, *([_marks(figures.marks)] if figures.marks else [])]
+
+
+def _end_of(figures: object) -> None:
+    """Tell a script by the exit status that a row was interrupted, or that a case failed."""
+    from openglm.bench.gpu.figures import GpuFigures
+
+    assert isinstance(figures, GpuFigures)
+    if figures.interrupted or figures.failures:
+        raise typer.Exit(130 if figures.interrupted else 1)
 
 
 def _table(title: str | None, machine: Machine | None, first: str, *others: str) -> Table:

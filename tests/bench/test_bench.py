@@ -48,7 +48,7 @@ def test_quick_kernel_run_compares_every_op_with_both_ceilings(tmp_path, capsys,
 
 def test_an_unknown_measurement_is_named(capsys):
     assert _run("ofline") == 2
-    assert "server, streaming, offline, recovery, kernels, peers" in capsys.readouterr().err
+    assert "server, streaming, offline, recovery, kernels, peers, gpu" in capsys.readouterr().err
 
 
 @pytest.mark.slow

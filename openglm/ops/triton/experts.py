@@ -13,6 +13,9 @@ Shape legend: T tokens, H hidden, K chosen experts per token and S shared ones, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +25,9 @@ from openglm.ops.reference.fp8_kv import FP8
 from openglm.ops.triton.device import INTERPRETED
 from openglm.ops.triton.products import multiplied, numbers, rounded
 from openglm.ops.triton.router import route
+
+Choice = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x [T, H] -> ids [T, K + S] int32, shared ones last, and weights fp32."""
 
 _FEW_TOKENS = 16
 _ROWS = 32  # pairs per block of the grouped GEMM
@@ -191,20 +197,20 @@ class DeviceExperts:
         self._experts, self._hidden_size, self._width, self._fp8 = total, width, double // 2, fp8
         self._gate_up, self._down = (w.view(torch.uint8) if fp8 else w for w in (gate_up, down))
         self._gate_up_scales, self._down_scales = gate_up_scales, down_scales
-        self._router, self._bias, self._num_shared = router, router_bias, num_shared
-        self._chosen, self._norm, self._scaling = num_experts_per_tok, norm_topk_prob, scaling
+        self.choose: Choice = partial(
+            route,
+            weight=router,
+            bias=router_bias,
+            num_experts_per_tok=num_experts_per_tok,
+            norm_topk_prob=norm_topk_prob,
+            scaling=scaling,
+            num_shared=num_shared,
+        )
+        """The router. Whoever measures may put another choice in its place."""
 
     def __call__(self, x: Tensor, residual: Tensor) -> Tensor:
         """x [T, H] normed, residual [T, H] -> residual + experts(x), in x's dtype."""
-        ids, weights = route(
-            x,
-            self._router,
-            self._bias,
-            num_experts_per_tok=self._chosen,
-            norm_topk_prob=self._norm,
-            scaling=self._scaling,
-            num_shared=self._num_shared,
-        )
+        ids, weights = self.choose(x)
         return self._run(x, weights, ids, residual)
 
     def routed(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:

@@ -123,14 +123,14 @@ class DeviceLayer:
         head_dim: int,
     ) -> None:
         """Norm weights [H] or [D] have the dtype of the activations."""
-        self._qkv, self._o, self._mlp = qkv, o, mlp
+        self._qkv, self._o, self.mlp = qkv, o, mlp
         self._input_norm, self._post_norm, self._q_norm, self._k_norm = input_norm, post_norm, q_norm, k_norm
         self._eps, self._num_heads, self._scale = eps, num_heads, head_dim**-0.5
 
     @property
     def capturable(self) -> bool:
         """Whether the layer can be part of a CUDA graph."""
-        return not isinstance(self._mlp, DeviceMoE) or self._mlp.capturable
+        return not isinstance(self.mlp, DeviceMoE) or self.mlp.capturable
 
     def __call__(
         self,
@@ -159,7 +159,7 @@ class DeviceLayer:
             scale=self._scale,
         )
         x = self._o(attended.flatten(1), x)
-        out: Tensor = self._mlp(rms_norm(x, self._post_norm, self._eps), x)
+        out: Tensor = self.mlp(rms_norm(x, self._post_norm, self._eps), x)
         return out
 
     def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
@@ -243,7 +243,7 @@ class DeviceMTP:
         rope: Tensor,
     ) -> None:
         """embedding [V, H] and norms [H] have the dtype of the activations; rope [positions, 2, rotary_dim / 2] fp32 is the whole table."""
-        self._eh, self._layer, self._head = eh, layer, head
+        self._eh, self.layer, self._head = eh, layer, head
         self._embedding, self._rope, self._eps = embedding.detach(), rope, eps
         self._enorm, self._hnorm, self._norm = (t.detach() for t in (enorm, hnorm, norm))
 
@@ -262,7 +262,7 @@ class DeviceMTP:
         page_table: Tensor,
     ) -> Tensor:
         """tokens [T] that follow the states hidden [T, H] -> [T, H] after the layer's own norm."""
-        out = self._layer(
+        out = self.layer(
             self._input(tokens, hidden),
             rope=self._rope,
             positions=positions,
@@ -279,7 +279,7 @@ class DeviceMTP:
 
     def write_kv(self, tokens: Tensor, hidden: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
         """Store keys and values of hidden [T, H] with the token [T] behind each, at positions [T] and slots [T]."""
-        self._layer.write_kv(self._input(tokens, hidden), rope=self._rope, positions=positions, slots=slots, kv=kv)
+        self.layer.write_kv(self._input(tokens, hidden), rope=self._rope, positions=positions, slots=slots, kv=kv)
 
     def draft(
         self,
