@@ -28,7 +28,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
-from openglm.ops.triton.device import INTERPRETED
+from openglm.ops.triton.device import INTERPRETED, limits
 from openglm.ops.triton.products import rounded
 
 _MAX_SPLITS = 32
@@ -373,7 +373,7 @@ def paged_attention(
     short = _SPLIT_ROWS // group  # requests of up to so many new tokens are split, in whatever company
     if not num_tokens or not num_requests:
         return torch.zeros_like(queries)
-    fp8 = isinstance(kv, Fp8KV)
+    fp8, place = isinstance(kv, Fp8KV), limits(queries.device)
     scales = kv.scales if isinstance(kv, Fp8KV) else data
     pages = data.view(torch.uint8) if fp8 else data
     block_d = max(16, triton.next_power_of_2(head_dim))
@@ -384,7 +384,7 @@ def paged_attention(
         "BLOCK_D": block_d,
         "PAGE": PAGE_SIZE,
         "FP8": fp8,
-        "NATIVE": fp8 and _converts_fp8(queries),
+        "NATIVE": fp8 and place.is_cuda and place.fp8_dot,  # e4m3fn becomes other dtypes in hardware
         "UPCAST": INTERPRETED,
     }
     strides = (data.stride(0), scales.stride(0), page_table.stride(0), scale * _LOG2_E)
@@ -457,9 +457,4 @@ def chunk_attention(queries: Tensor, kv: KVLayer, *, length: int, pages: Tensor,
 
 
 def _has_fused_attention(queries: Tensor) -> bool:
-    return queries.is_cuda and torch.version.hip is None and queries.dtype in (torch.float16, torch.bfloat16)
-
-
-def _converts_fp8(queries: Tensor) -> bool:
-    """Whether e4m3fn becomes other dtypes in hardware: from sm_89 on."""
-    return queries.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(queries.device) >= (8, 9)
+    return limits(queries.device).is_cuda and queries.dtype in (torch.float16, torch.bfloat16)

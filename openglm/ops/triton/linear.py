@@ -10,7 +10,7 @@ pieces are a function of the weight's shape and the number of multiprocessors, a
 
 Which tile a path runs with is measured at its first call (`tuning`) and then stays, for all row counts of the path. So results repeat, and
 within a path of our own kernels a row does not depend on its company. Paths add in another order than each other, and so may tiles. The
-library chooses its kernel by the number of rows: only there, above 128 rows and on a GPU, may a row's last bit depend on how many there are.
+library chooses its kernel by the number of rows: only there, above 128 rows on a GPU, may a row's last bit depend on how many there are.
 
 Shape legend: T rows, K inputs, N outputs.
 """
@@ -49,7 +49,7 @@ TILES = {
         Tile(16, 32, 128, 4, 2),
     ],
     "some": [Tile(64, 64, 128, 4, 3), Tile(32, 64, 128, 4, 3), Tile(64, 128, 64, 4, 4), Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 2)],
-    "many": [Tile(128, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 128, 32, 4, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 2)],
+    "many": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 8, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 2)],
 }
 
 
@@ -157,7 +157,7 @@ class DeviceLinear:
         self.out_features, self.in_features = outputs, inputs
         self._weight = weight.view(torch.uint8) if fp8 else weight
         self._scales, self._bias, self._quantize = scales, bias, quantize_activations
-        self._limits = limits(weight.device)
+        self._limits, self._on_gpu = limits(weight.device), weight.is_cuda
         self._piece = piece_of(outputs, inputs, self._limits)
         self._chosen: dict[tuple[str, torch.dtype, torch.dtype, bool], Tile] = {}
 
@@ -209,7 +209,7 @@ class DeviceLinear:
 
     def _library_fits(self, given: torch.dtype, result: torch.dtype, *, residual: bool) -> bool:
         """Whether torch has the product in one call, rounded once (but for sums of pieces of K, which cuBLAS may keep in bf16)."""
-        if self._weight.device.type != "cuda" or result != given or (residual and self._bias is not None):
+        if not self._on_gpu or result != given or (residual and self._bias is not None):
             return False
         if self._bias is not None and self._bias.dtype != given:
             return False
