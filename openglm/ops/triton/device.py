@@ -46,16 +46,10 @@ def limits(device: torch.device) -> DeviceLimits:
     if device.type != "cuda":
         return _NOT_A_GPU
     found = torch.cuda.get_device_properties(device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared = triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"]  # what its launcher compares with
     if torch.version.hip is not None:
-        # Its programs may take all of the local memory; there is no larger size to opt into.
         ocp = found.gcnArchName.split(":")[0] in {"gfx950", "gfx1200", "gfx1201"}
-        return DeviceLimits(found.name, found.multi_processor_count, found.shared_memory_per_block, (0, 0), is_hip=True, fp8_dot=ocp)
+        return DeviceLimits(found.name, found.multi_processor_count, shared, (0, 0), is_hip=True, fp8_dot=ocp)
     capability = (found.major, found.minor)
-    return DeviceLimits(
-        found.name,
-        found.multi_processor_count,
-        found.shared_memory_per_block_optin,
-        capability,
-        is_hip=False,
-        fp8_dot=capability >= (8, 9),
-    )
+    return DeviceLimits(found.name, found.multi_processor_count, shared, capability, is_hip=False, fp8_dot=capability >= (8, 9))

@@ -24,7 +24,7 @@ import torch
 import triton
 
 from openglm import env
-from openglm.ops.triton.device import DeviceLimits, limits
+from openglm.ops.triton.device import INTERPRETED, DeviceLimits, limits
 
 _MOST_BYTES = 1 << 20  # of a file that is read; an entry has some 150
 _ROUNDS = 20
@@ -93,7 +93,7 @@ class Tuner:
         for tile in candidates:
             # Too much shared memory, an instruction the device lacks, no memory left for the library's workspace: not a candidate here.
             with contextlib.suppress(RuntimeError, ValueError, triton.TritonError):
-                times[tile] = self._measure(lambda tile=tile: run(tile))
+                times[tile] = self._measure(partial(run, tile))
         if not times:
             return candidates[0]  # and its error is told by the launch that follows
         best = min(times, key=times.__getitem__)
@@ -139,7 +139,7 @@ def tuner(device: torch.device) -> Tuner:
     """The tuner of a device; it measures only on a GPU."""
     folder = env.cache_folder()
     file = None if folder is None else folder / "tiles.json"
-    return Tuner(limits(device), file, partial(_seconds, device) if device.type == "cuda" else None)
+    return Tuner(limits(device), file, partial(_seconds, device) if device.type == "cuda" and not INTERPRETED else None)
 
 
 def _seconds(device: torch.device, call: Callable[[], object]) -> float:
@@ -155,4 +155,4 @@ def _seconds(device: torch.device, call: Callable[[], object]) -> float:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end))
-    return sorted(times)[_ROUNDS // 2] / 1000
+    return float(sorted(times)[_ROUNDS // 2] / 1000)
