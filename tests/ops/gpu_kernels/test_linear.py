@@ -10,7 +10,7 @@ from openglm.ops.reference.fp8_kv import quantize_kv
 from openglm.ops.triton import linear as module
 from openglm.ops.triton.device import DeviceLimits
 from openglm.ops.triton.linear import TILES, DeviceLinear, path_of, piece_of
-from openglm.ops.triton.tuning import LIBRARY
+from openglm.ops.triton.tuning import LIBRARY, tuner
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # the interpreter cuts bf16 off instead of rounding
 
@@ -100,8 +100,11 @@ def test_every_tile_gives_the_product(monkeypatch, path, rows, fp8):
     exact = codes.double() * scales.double().unsqueeze(1) if fp8 else weight.double()
     for tile in TILES[path]:
         monkeypatch.setitem(module.TILES, path, [tile])
+        tuner.cache_clear()  # it remembers the choice of the round before
         linear = DeviceLinear.quantized(weight, bias=bias) if fp8 else DeviceLinear(weight, bias=bias)
         close(linear(x, residual), x.double() @ exact.T + bias.double() + residual.double(), torch.float32)
+        assert set(linear._chosen.values()) == {tile}
+    tuner.cache_clear()
 
 
 @pytest.mark.parametrize("added", ["nothing", "bias", "residual"])
@@ -114,6 +117,16 @@ def test_the_library_gives_the_product(added):
     wanted = x.double() @ weight.double().T
     wanted += 0 if bias is None else bias.double()
     close(out, wanted if residual is None else wanted + residual.double(), torch.bfloat16)
+
+
+def test_the_library_multiplies_rounded_rows():
+    weight, x = made(48, 64), made(130, 64, dtype=torch.bfloat16, seed=1)
+    bias, out = made(48, dtype=torch.bfloat16, seed=2), torch.empty(130, 48, dtype=torch.bfloat16)
+    rows, columns = quantize_kv(x), quantize_kv(weight)
+    linear = DeviceLinear(columns[0], scales=columns[1], bias=bias, quantize_activations=True)
+    linear._launch(x, *rows, None, out, "many", LIBRARY)
+    exact = [codes.double() * scales.double().unsqueeze(1) for codes, scales in (rows, columns)]
+    close(out, exact[0] @ exact[1].T + bias.double(), torch.bfloat16)
 
 
 H200 = DeviceLimits("an H200", num_sms=132, shared_bytes=227 * 1024, capability=(9, 0), is_hip=False, fp8_dot=True)
