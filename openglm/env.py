@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from openglm.errors import ConfigError
 
@@ -54,6 +55,17 @@ def num_threads(environ: Mapping[str, str] | None = None) -> int | None:
 def interpret_triton() -> None:
     """Have Triton, when it is imported later, run kernels in its interpreter on the CPU."""
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def cache_folder(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Where this package keeps what it can make again: under `XDG_CACHE_HOME`, else `~/.cache`. None for a user without a home."""
+    named = Path((os.environ if environ is None else environ).get("XDG_CACHE_HOME", ""))
+    if named.is_absolute():  # others are to be ignored, says the XDG base directory specification
+        return named / "openglm"
+    try:
+        return Path.home() / ".cache" / "openglm"
+    except RuntimeError:
+        return None
 
 
 def no_color(environ: Mapping[str, str] | None = None) -> bool:

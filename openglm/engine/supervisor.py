@@ -177,7 +177,9 @@ class EngineChild:
             before = loop.time()
             await asyncio.sleep(tick)
             now = loop.time()
-            if now - before > 2 * tick + _STALL_S:  # this process was held up; what the engine said meanwhile is still unread
+            if now - before > 2 * tick + _STALL_S:  # this process was held up, and the engine perhaps with it: it gets its time again
+                if self._asked_at is not None:
+                    self._asked_at = now
                 continue
             doing = activity()
             budget = patience.answer_timeout_s(doing)

@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,19 @@ def test_variables_are_named_after_flags_and_empty_ones_do_not_count():
 @pytest.mark.parametrize(("text", "number"), [(None, None), ("", None), ("4", 4), ("4,2", 4)])
 def test_the_number_of_threads(text, number):
     assert env.num_threads({} if text is None else {"OMP_NUM_THREADS": text}) == number
+
+
+def test_the_cache_folder_is_the_one_of_the_xdg_specification(monkeypatch):
+    assert env.cache_folder({"XDG_CACHE_HOME": "/somewhere"}) == Path("/somewhere/openglm")
+    monkeypatch.setattr(Path, "home", lambda: Path("/home/someone"))
+    for ignored in ({}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative"}):
+        assert env.cache_folder(ignored) == Path("/home/someone/.cache/openglm")
+
+    def homeless():
+        raise RuntimeError
+
+    monkeypatch.setattr(Path, "home", homeless)
+    assert env.cache_folder({}) is None
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many"])

@@ -28,7 +28,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
-from openglm.ops.triton.device import INTERPRETED
+from openglm.ops.triton.device import INTERPRETED, limits
 from openglm.ops.triton.products import decoded, rounded
 
 _MAX_SPLITS = 32
@@ -65,7 +65,6 @@ def _attend(
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
     FP8: tl.constexpr,
-    NATIVE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Rows q [M, D'] over pages [first_page, last_page): the weighted mean [M, D'] fp32 and the log2-sum-exp2 [M] of the scores."""
@@ -91,8 +90,8 @@ def _attend(
             scale_place = scales + index * scale_stride + kv_head * PAGE + offsets
             key_scales = tl.load(scale_place, mask=used, other=0.0)
             value_scales = tl.load(scale_place + NUM_KV_HEADS * PAGE, mask=used, other=0.0)
-            keys = decoded(keys, dtype, NATIVE)
-            values = (decoded(values, tl.float32, NATIVE) * value_scales[:, None]).to(dtype)
+            keys = decoded(keys, dtype)
+            values = (decoded(values, tl.float32) * value_scales[:, None]).to(dtype)
         keys = keys.to(dtype)
         values = values.to(dtype)
         if UPCAST:
@@ -151,7 +150,6 @@ def _split_kernel(
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
     FP8: tl.constexpr,
-    NATIVE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """One split of one request for one KV head: partial means [R * SHORT, Hq, SPLITS, D] and sums [R * SHORT, Hq, SPLITS]."""
@@ -198,7 +196,6 @@ def _split_kernel(
         BLOCK_D,
         PAGE,
         FP8,
-        NATIVE,
         UPCAST,
     )
     partial = ((request.to(tl.int64) * SHORT + tokens) * NUM_HEADS + heads) * SPLITS + split
@@ -273,7 +270,6 @@ def _tile_kernel(
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
     FP8: tl.constexpr,
-    NATIVE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """One block of queries of one request for one KV head. Request r has room for blocks from query_starts[r] // B + r on."""
@@ -322,7 +318,6 @@ def _tile_kernel(
         BLOCK_D,
         PAGE,
         FP8,
-        NATIVE,
         UPCAST,
     )
     tl.store(out + place, rounded(mean, out.dtype.element_ty), mask=valid[:, None] & in_head)
@@ -375,7 +370,6 @@ def paged_attention(
         "BLOCK_D": block_d,
         "PAGE": PAGE_SIZE,
         "FP8": fp8,
-        "NATIVE": fp8 and _converts_fp8(queries),
         "UPCAST": INTERPRETED,
     }
     strides = (data.stride(0), scales.stride(0), page_table.stride(0), scale * _LOG2_E)
@@ -448,9 +442,4 @@ def chunk_attention(queries: Tensor, kv: KVLayer, *, length: int, pages: Tensor,
 
 
 def _has_fused_attention(queries: Tensor) -> bool:
-    return queries.is_cuda and torch.version.hip is None and queries.dtype in (torch.float16, torch.bfloat16)
-
-
-def _converts_fp8(queries: Tensor) -> bool:
-    """Whether e4m3fn becomes other dtypes in hardware: from sm_89 on."""
-    return queries.is_cuda and torch.version.hip is None and torch.cuda.get_device_capability(queries.device) >= (8, 9)
+    return limits(queries.device).is_cuda and queries.dtype in (torch.float16, torch.bfloat16)

@@ -1,17 +1,23 @@
 """Linear layers on the device: weights in a float dtype, or in e4m3 with a scale per output.
 
-    up to 16 rows: blocks of outputs x pieces of K -> partial sums, joined in order
-    more rows:     blocks of rows x blocks of outputs, K from first to last
+    up to 16 rows:   blocks of outputs x pieces of K -> partial sums, joined in order
+    up to 128 rows:  blocks of rows x blocks of outputs, K from first to last
+    more:            the same with larger blocks, or the library's product where it was measured to be faster
 
 Few rows read the weight once and do nothing else, so what counts is bytes in flight: where one program per 64 outputs would leave
 multiprocessors idle (o_proj of GLM-4.5-Air has 4,096 outputs), K is cut into pieces until there are two programs for each of them. The
-pieces are a function of the weight's shape, and their sums are added in order, without atomics: results repeat, and within a path a row
-does not depend on its company. The two paths add in another order.
+pieces are a function of the weight's shape and the number of multiprocessors, and their sums are added in order, without atomics.
+
+Which tile a path runs with is measured at its first call (`tuning`) and then stays, for all row counts of the path. So results repeat, and
+within a path of our own kernels a row does not depend on its company. Paths add in another order than each other, and so may tiles. The
+library chooses its kernel by the number of rows: only there, above 128 rows on a GPU, may a row's last bit depend on how many there are.
 
 Shape legend: T rows, K inputs, N outputs.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 import torch
 import triton
@@ -19,15 +25,32 @@ import triton.language as tl
 from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8, quantize_kv
-from openglm.ops.triton.device import INTERPRETED
-from openglm.ops.triton.products import multiplied, rounded
+from openglm.ops.triton.device import INTERPRETED, DeviceLimits, limits
+from openglm.ops.triton.products import multiplied, numbers, rounded
+from openglm.ops.triton.tuning import LIBRARY, Tile, fitting, tuner
 
-_FEW_ROWS = 16  # the smallest tile of a matrix instruction
-_MANY_ROWS = 64
-_COLUMNS = 64
-_INNER = 128
-_PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
+FEW_ROWS = 16
+"""Up to here K is cut: the smallest tile of a matrix instruction."""
+SOME_ROWS = 128
+_PIECE = 256  # a piece of K is a multiple of it, whatever the tile, so that a tile does not decide where K is cut
 _MOST_PIECES = 16
+_COLUMNS = 64  # of the tile by which pieces are counted
+_BAND = 8  # blocks of rows that run beside each other and share what they read of the weight in L2
+_JOINED = 256
+
+# Best guesses first, by arithmetic and by what compiles without spills; on a GPU a measurement decides.
+TILES = {
+    "few": [
+        Tile(16, 64, 128, 4, 4),
+        Tile(16, 64, 128, 4, 4, swapped=True),
+        Tile(16, 32, 256, 4, 3),
+        Tile(16, 64, 256, 8, 3),
+        Tile(16, 128, 128, 4, 3, swapped=True),
+        Tile(16, 32, 128, 4, 2),
+    ],
+    "some": [Tile(64, 64, 128, 4, 3), Tile(32, 64, 128, 4, 3), Tile(64, 128, 64, 4, 4), Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 2)],
+    "many": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 8, 4), Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 2)],
+}
 
 
 @triton.jit
@@ -48,26 +71,45 @@ def _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCAL
 @triton.jit
 def _product_kernel(
     x, weight, scales, row_scales, bias, residual, out, rows, N, K, piece, PIECES: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, FP8_CODES: tl.constexpr, SCALED: tl.constexpr, ROW_SCALED: tl.constexpr, BIASED: tl.constexpr,
-    RESIDUAL: tl.constexpr, UPCAST: tl.constexpr
+    BK: tl.constexpr, SWAPPED: tl.constexpr, BAND: tl.constexpr, FP8_CODES: tl.constexpr, SCALED: tl.constexpr, ROW_SCALED: tl.constexpr,
+    BIASED: tl.constexpr, RESIDUAL: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
     """out [rows, N], or with several pieces of K partial sums [PIECES, rows, N]."""
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    row = tl.program_id(1).to(tl.int64) * B + tl.arange(0, B)
-    first = tl.program_id(2) * piece
+    # Programs go through BAND blocks of rows at one block of outputs, then to the next outputs, then to the next band.
+    heights = tl.cdiv(rows, B)
+    band = BAND * tl.cdiv(N, BN)
+    first_height = tl.program_id(0) // band * BAND
+    tall = tl.minimum(heights - first_height, BAND)
+    within = tl.program_id(0) % band
+    row = (first_height + within % tall).to(tl.int64) * B + tl.arange(0, B)
+    n = within // tall * BN + tl.arange(0, BN)
+    first = tl.program_id(1) * piece
     last = tl.minimum(first + piece, K)
     inside = row < rows
     k = tl.arange(0, BK)
-    columns = weight + n.to(tl.int64)[None, :] * K
-    total = tl.zeros((B, BN), tl.float32)
-    for start in range(first, last, BK):
-        at = start + k
-        given = tl.load(x + row[:, None] * K + at[None, :], mask=inside[:, None] & (at < last)[None, :], other=0.0)
-        stored = tl.load(columns + at[:, None], mask=(at < last)[:, None] & (n < N)[None, :], other=0)
-        total = multiplied(given, stored, total, FP8_CODES, UPCAST)
+    if SWAPPED:
+        across = weight + n.to(tl.int64)[:, None] * K
+        turned = tl.zeros((BN, B), tl.float32)
+        for start in range(first, last, BK):
+            at = start + k
+            given = tl.load(x + row[None, :] * K + at[:, None], mask=inside[None, :] & (at < last)[:, None], other=0.0)
+            stored = tl.load(across + at[None, :], mask=(n < N)[:, None] & (at < last)[None, :], other=0)
+            if UPCAST:
+                turned = tl.dot(numbers(stored, FP8_CODES), given.to(tl.float32), turned, input_precision="ieee")
+            else:
+                turned = tl.dot(numbers(stored, FP8_CODES).to(given.dtype), given, turned, input_precision="ieee")
+        total = tl.trans(turned)
+    else:
+        columns = weight + n.to(tl.int64)[None, :] * K
+        total = tl.zeros((B, BN), tl.float32)
+        for start in range(first, last, BK):
+            at = start + k
+            given = tl.load(x + row[:, None] * K + at[None, :], mask=inside[:, None] & (at < last)[None, :], other=0.0)
+            stored = tl.load(columns + at[:, None], mask=(at < last)[:, None] & (n < N)[None, :], other=0)
+            total = multiplied(given, stored, total, FP8_CODES, UPCAST)
     if PIECES == 1:
         total = _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCALED, ROW_SCALED, BIASED, RESIDUAL)
-    place = (tl.program_id(2).to(tl.int64) * rows + row)[:, None] * N + n[None, :]
+    place = (tl.program_id(1).to(tl.int64) * rows + row)[:, None] * N + n[None, :]
     tl.store(out + place, rounded(total, out.dtype.element_ty), mask=inside[:, None] & (n < N)[None, :])
 
 
@@ -87,6 +129,18 @@ def _join_kernel(
     tl.store(out + row[:, None] * N + n[None, :], rounded(total, out.dtype.element_ty), mask=(n < N)[None, :])
 
 
+def path_of(rows: int) -> str:
+    """The path that so many rows take: a key of `TILES`."""
+    return "few" if rows <= FEW_ROWS else "some" if rows <= SOME_ROWS else "many"
+
+
+def piece_of(outputs: int, inputs: int, device: DeviceLimits) -> int:
+    """Inputs of a piece of K on the path of few rows."""
+    steps = triton.cdiv(inputs, _PIECE)
+    pieces = max(1, min(_MOST_PIECES, 2 * device.num_sms // triton.cdiv(outputs, _COLUMNS), steps))
+    return int(triton.cdiv(steps, pieces) * _PIECE)
+
+
 class DeviceLinear:
     """A weight [N, K] with an optional bias; `quantize_activations` rounds rows to e4m3 too, a scale for each (dynamic W8A8)."""
 
@@ -103,15 +157,17 @@ class DeviceLinear:
         self.out_features, self.in_features = outputs, inputs
         self._weight = weight.view(torch.uint8) if fp8 else weight
         self._scales, self._bias, self._quantize = scales, bias, quantize_activations
-        blocks = triton.cdiv(outputs, _COLUMNS)
-        steps = triton.cdiv(inputs, _INNER)
-        pieces = max(1, min(_MOST_PIECES, _PROGRAMS // blocks, steps))
-        self._piece = triton.cdiv(steps, pieces) * _INNER  # inputs of a piece
-        self._pieces = triton.cdiv(inputs, self._piece)
+        self._limits, self._on_gpu = limits(weight.device), weight.is_cuda
+        self._piece = piece_of(outputs, inputs, self._limits)
+        self._chosen: dict[tuple[str, torch.dtype, torch.dtype, bool], Tile] = {}
 
     @classmethod
-    def quantized(cls, weight: Tensor, *, bias: Tensor | None = None, quantize_activations: bool = False) -> DeviceLinear:
-        """The weight rounded to e4m3, with the scales that make each row's largest element 448."""
+    def quantized(
+        cls, weight: Tensor, scheme: str = "fp8", *, bias: Tensor | None = None, quantize_activations: bool = False
+    ) -> DeviceLinear:
+        """The weight rounded to e4m3, the only `scheme` so far, with the scales that make each row's largest element 448."""
+        if scheme != "fp8":
+            raise ValueError(f"weights on the device are rounded to fp8 or not at all, not to {scheme!r:.40}")
         codes, scales = quantize_kv(weight)
         return cls(codes, scales=scales, bias=bias, quantize_activations=quantize_activations)
 
@@ -130,13 +186,55 @@ class DeviceLinear:
         out = torch.empty(rows, self.out_features, dtype=dtype, device=x.device)
         if not rows:
             return out
-        row_scales = None
-        if self._quantize:
-            codes, row_scales = quantize_kv(x)
-            x = codes.to(x.dtype)  # exact: what is multiplied are the codes, and the scale comes behind the sum
-        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
-        few = rows <= _FEW_ROWS
-        pieces = self._pieces if few else 1
+        codes, row_scales = quantize_kv(x) if self._quantize else (None, None)
+        # Exact: what is multiplied are the codes, and the scale comes behind the sum.
+        x = (x if codes is None else codes.to(x.dtype)).contiguous()
+        residual = None if residual is None else residual.contiguous()
+        path = path_of(rows)
+        run = partial(self._launch, x, codes, row_scales, residual, out, path)
+        kind = (path, x.dtype, dtype, residual is not None)
+        if kind not in self._chosen:
+            self._chosen[kind] = self._choose(kind, run)
+        run(self._chosen[kind])
+        return out
+
+    def _choose(self, kind: tuple[str, torch.dtype, torch.dtype, bool], run: partial[None]) -> Tile:
+        path, given, result, residual = kind
+        tiles = fitting(TILES[path], self._limits, given.itemsize, self._weight.element_size())
+        if path == "many" and self._library_fits(given, result, residual=residual):
+            tiles.insert(0, LIBRARY)
+        stored = "fp8" if self._scales is not None else self._weight.dtype
+        scheme = f"{given}{'-fp8' if self._quantize else ''} x {stored} + {'residual' if residual else 'nothing'} -> {result}"
+        return tuner(self._weight.device).choose(f"linear {path}", (self.out_features, self.in_features, scheme), tiles, run)
+
+    def _library_fits(self, given: torch.dtype, result: torch.dtype, *, residual: bool) -> bool:
+        """Whether torch has the product in one call, rounded once (but for sums of pieces of K, which cuBLAS may keep in bf16)."""
+        if not self._on_gpu or result != given or (residual and self._bias is not None):
+            return False
+        if self._bias is not None and self._bias.dtype != given:
+            return False
+        if self._scales is None:
+            return given == self._weight.dtype and given in (torch.bfloat16, torch.float16) and not self._quantize
+        whole = self.out_features % 16 == 0 and self.in_features % 16 == 0
+        rowwise = self._limits.fp8_dot and (self._limits.is_hip or self._limits.capability >= (9, 0))
+        return self._quantize and whole and rowwise and given == torch.bfloat16 and not residual
+
+    def _launch(
+        self,
+        x: Tensor,
+        codes: Tensor | None,
+        row_scales: Tensor | None,
+        residual: Tensor | None,
+        out: Tensor,
+        path: str,
+        tile: Tile,
+    ) -> None:
+        if tile == LIBRARY:
+            self._call_library(x, codes, row_scales, residual, out)
+            return
+        rows, outputs, inputs = x.shape[0], self.out_features, self.in_features
+        piece = self._piece if path == "few" else inputs
+        pieces = triton.cdiv(inputs, piece)
         ends = {
             "SCALED": self._scales is not None,
             "ROW_SCALED": row_scales is not None,
@@ -144,15 +242,30 @@ class DeviceLinear:
             "RESIDUAL": residual is not None,
         }
         beside = (self._scales, row_scales, self._bias, residual)
-        target = out if pieces == 1 else torch.empty(pieces, rows, self.out_features, device=x.device)
-        height = _FEW_ROWS if few else _MANY_ROWS
-        grid = (triton.cdiv(self.out_features, _COLUMNS), triton.cdiv(rows, height), pieces)
-        _product_kernel[grid](
-            x, self._weight, *beside, target, rows, self.out_features, self.in_features, self._piece if few else self.in_features,
-            PIECES=pieces, B=height, BN=_COLUMNS, BK=_INNER, FP8_CODES=self._scales is not None, UPCAST=INTERPRETED, **ends,
+        target = out if pieces == 1 else torch.empty(pieces, rows, outputs, device=x.device)
+        _product_kernel[(triton.cdiv(outputs, tile.columns) * triton.cdiv(rows, tile.rows), pieces)](
+            x, self._weight, *beside, target, rows, outputs, inputs, piece, PIECES=pieces, B=tile.rows, BN=tile.columns, BK=tile.inner,
+            SWAPPED=tile.swapped, BAND=_BAND, FP8_CODES=self._scales is not None, UPCAST=INTERPRETED, **ends,
+            num_warps=tile.num_warps, num_stages=min(tile.num_stages, 2) if self._limits.is_hip else tile.num_stages,
         )  # fmt: skip
         if pieces > 1:
-            _join_kernel[triton.cdiv(self.out_features, 4 * _COLUMNS), rows](
-                target, *beside, out, rows, self.out_features, PIECES=pieces, BN=4 * _COLUMNS, **ends
+            _join_kernel[triton.cdiv(outputs, _JOINED), rows](target, *beside, out, rows, outputs, PIECES=pieces, BN=_JOINED, **ends)
+
+    def _call_library(self, x: Tensor, codes: Tensor | None, row_scales: Tensor | None, residual: Tensor | None, out: Tensor) -> None:
+        """The product by torch: cuBLAS or CUTLASS on NVIDIA, hipBLASLt on AMD. Only where `_library_fits`."""
+        if codes is not None and row_scales is not None and self._scales is not None:
+            torch._scaled_mm(
+                codes.contiguous(),
+                self._weight.view(FP8).t(),
+                scale_a=row_scales.view(-1, 1),
+                scale_b=self._scales.view(1, -1),
+                bias=self._bias,
+                out_dtype=out.dtype,
+                out=out,
             )
-        return out
+            return
+        added = self._bias if residual is None else residual
+        if added is None:
+            torch.mm(x, self._weight.t(), out=out)
+        else:
+            torch.addmm(added, x, self._weight.t(), out=out)

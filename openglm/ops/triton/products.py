@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.target_info import cuda_capability_geq
 
 from openglm.ops.triton.device import INTERPRETED
 
 _CUTS_OFF = tl.constexpr(INTERPRETED)
+_ON_DEVICE = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit
-def decoded(codes, dtype: tl.constexpr, NATIVE: tl.constexpr):
-    """Codes of e4m3fn as bytes -> the numbers they stand for. By hand where hardware, or the interpreter, has no right conversion."""
-    if NATIVE:
+def decoded(codes, dtype: tl.constexpr):
+    """Codes of e4m3fn as bytes -> the numbers they stand for: two by one instruction from sm_89 on, by hand elsewhere.
+
+    By hand it takes some eight integer instructions an element, more than a Hopper has time for at the rate of its memory.
+    """
+    if _ON_DEVICE and cuda_capability_geq(8, 9):
         return codes.to(tl.float8e4nv, bitcast=True).to(dtype)
     wide = codes.to(tl.int16)
     bits = ((wide & 0x80) << 8) | ((wide & 0x7F) << 7)
@@ -23,9 +28,9 @@ def decoded(codes, dtype: tl.constexpr, NATIVE: tl.constexpr):
 
 @triton.jit
 def numbers(stored, FP8_CODES: tl.constexpr):
-    """Weights as fp32."""
+    """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
     if FP8_CODES:
-        return decoded(stored, tl.float32, False)
+        return decoded(stored, tl.float32)
     return stored.to(tl.float32)
 
 

@@ -1,56 +1,75 @@
-"""Compiles the kernels of rope and attention at real shapes for GPUs that need not be here: `python compile_attention.py sm_90
-rope,split,tile`.
+"""Compiles the kernels of attention, RoPE, norms and sampling at real shapes for GPUs that need not be here: `python compile_attention.py
+sm_90 air`."""
 
-Prints one JSON line per kernel: name, target, shared memory in bytes.
-"""
-
-import json
 import sys
 
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+import triton
+from compiling import build
 
-from openglm.ops.triton import attention, rope
+from openglm.ops.triton import attention, norm, rope, sampling
 
-TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
-REAL = {"G": 12, "NUM_KV_HEADS": 8, "D": 128, "BLOCK_D": 128, "PAGE": 64, "UPCAST": False}
-
-
-def build(name, kernel, types, constants, target, **options):
-    types = {**types, **dict.fromkeys(constants, "constexpr")}
-    source = ASTSource(fn=kernel, signature={key: types[key] for key in kernel.arg_names}, constexprs=constants)
-    compiled = compile(source, target=TARGETS[target], options=options)
-    print(json.dumps({"kernel": name, "target": target, "shared": compiled.metadata.shared}), flush=True)
+HIDDEN = {"air": 4096, "glm-4.5": 5120}
+HEADS, KV_HEADS, DIM, PAGE, VOCABULARY = 96, 8, 128, 64, 151552  # of both
+GROUP = HEADS // KV_HEADS
 
 
-def main(target, parts):
+def build_attention(target, *, fp8):
+    meta = {"G": GROUP, "NUM_KV_HEADS": KV_HEADS, "D": DIM, "BLOCK_D": DIM, "PAGE": PAGE, "UPCAST": False, "FP8": fp8}
+    types = {"queries": "*bf16", "kv": "*u8" if fp8 else "*bf16", "scales": "*fp32" if fp8 else "*bf16", "page_table": "*i64"}
+    types |= {"offsets": "*i64", "means": "*fp32", "sums": "*fp32", "out": "*bf16", "num_requests": "i32", "scale": "fp32"}
+    types |= dict.fromkeys(("kv_stride", "scale_stride", "table_stride"), "i32")
+    whole, most = ("kv_stride", "scale_stride"), attention._MAX_SPLITS
+    for short in (1, 2, 4, attention._SPLIT_ROWS // GROUP):
+        rows = max(16, triton.next_power_of_2(short * GROUP))
+        constants = {"SHORT": short, "M": rows, "SPLITS": most, "MAX_SPLITS": most, **meta}
+        options = {"num_warps": 4, "num_stages": 3}
+        build(f"split {short} fp8={fp8}", attention._split_kernel, constants, target, whole=whole, options=options, **types)
+    constants = {"SHORT": attention._SPLIT_ROWS // GROUP, "M": attention._TILE_ROWS, **meta}
+    options = {"num_warps": 8, "num_stages": 2}
+    build(f"tile fp8={fp8}", attention._tile_kernel, constants, target, whole=whole, options=options, **types)
+
+
+def build_rope(target, *, fp8):
+    types = dict.fromkeys(("x", "bias", "q_norm", "k_norm", "queries"), "*bf16")
+    types |= {"table": "*fp32", "positions": "*i64", "slots": "*i64", "eps": "fp32"}
+    types |= {"kv": "*u8" if fp8 else "*bf16", "scales": "*fp32" if fp8 else "*bf16"}
+    types |= dict.fromkeys(("x_stride", "kv_stride", "scale_stride"), "i32")
+    for heads, warps in ((1, 1), (rope._MAX_HEADS, 2)):
+        constants = {"NUM_HEADS": HEADS, "NUM_KV_HEADS": KV_HEADS, "D": DIM, "HALF": DIM // 4, "PAGE": PAGE, "BLOCK_HEADS": heads}
+        constants |= {"BLOCK_D": DIM, "BIAS": True, "Q_NORM": True, "K_NORM": True, "FP8": fp8}
+        whole = ("x_stride", "kv_stride", "scale_stride")
+        build(f"rope {heads} fp8={fp8}", rope._rope_kernel, constants, target, whole=whole, options={"num_warps": warps}, **types)
+
+
+def build_join(target):
+    most = attention._MAX_SPLITS
+    types = {"means": "*fp32", "sums": "*fp32", "offsets": "*i64", "out": "*bf16", "num_requests": "i32", "num_tokens": "i32"}
+    constants = {"SHORT": 2, "SPLITS": most, "MAX_SPLITS": most, "BLOCK_S": most, "NUM_HEADS": HEADS, "D": DIM, "BLOCK_D": DIM}
+    build("join", attention._join_kernel, {**constants, "PAGE": PAGE}, target, options={"num_warps": 4}, **types)
+
+
+def build_norm(target, hidden):
+    types = {**dict.fromkeys(("x", "residual", "weight", "normed", "total"), "*bf16"), "width": "i32", "eps": "fp32"}
+    for add in (False, True):
+        constants = {"ADD": add, "BLOCK": triton.next_power_of_2(hidden)}
+        build(f"norm add={add}", norm._norm_kernel, constants, target, whole=("width",), **types)
+
+
+def build_sampling(target):
+    types = {"logits": "*fp32", "temperatures": "*fp32", "top_ks": "*i32", "top_ps": "*fp64", "min_ps": "*fp32", "uniforms": "*fp64"}
+    types |= {"tokens": "*i64", "finite": "*i1", "logprobs": "*fp32", "stride": "i32", "V": "i32"}
+    constants = {"BLOCK": min(4096, triton.next_power_of_2(VOCABULARY))}
+    build("sample", sampling._sample_kernel, constants, target, whole=("stride", "V"), options={"num_warps": 8}, **types)
+
+
+def main(target, model):
     for fp8 in (False, True):
-        native = fp8 and target == "sm_90"
-        cache = "*u8" if fp8 else "*bf16"
-        pointers = {"queries": "*bf16", "kv": cache, "scales": "*fp32" if fp8 else "*bf16", "offsets": "*i64", "page_table": "*i64"}
-        strides = {"num_requests": "i32", "kv_stride": "i32", "scale_stride": "i32", "table_stride": "i32", "scale": "fp32"}
-        meta = {**REAL, "FP8": fp8, "NATIVE": native}
-        if "split" in parts:
-            for short, rows in ((1, 16), (2, 32), (4, 64)):
-                types = {**pointers, "means": "*fp32", "sums": "*fp32", **strides}
-                constants = {"SHORT": short, "M": rows, "SPLITS": 32, "MAX_SPLITS": 32, **meta}
-                build(f"split {rows} fp8={fp8}", attention._split_kernel, types, constants, target, num_warps=4, num_stages=3)
-        if "tile" in parts:
-            types = {**pointers, "out": "*bf16", **strides}
-            build(f"tile fp8={fp8}", attention._tile_kernel, types, {"SHORT": 5, "M": 128, **meta}, target, num_warps=8, num_stages=2)
-        if "rope" in parts:
-            types = dict.fromkeys(("x", "bias", "q_norm", "k_norm", "queries"), "*bf16")
-            types |= {"table": "*fp32", "positions": "*i64", "slots": "*i64", "kv": cache, "scales": "*fp32" if fp8 else "*bf16"}
-            types |= {"x_stride": "i32", "kv_stride": "i32", "scale_stride": "i32", "eps": "fp32"}
-            for heads, warps in ((1, 1), (4, 2)):
-                constants = {"NUM_HEADS": 96, "NUM_KV_HEADS": 8, "D": 128, "HALF": 32, "PAGE": 64, "BLOCK_HEADS": heads, "BLOCK_D": 128}
-                constants |= {"BIAS": True, "Q_NORM": True, "K_NORM": True, "FP8": fp8}
-                build(f"rope {heads} fp8={fp8}", rope._rope_kernel, types, constants, target, num_warps=warps)
-    if "split" in parts:
-        types = {"means": "*fp32", "sums": "*fp32", "offsets": "*i64", "out": "*bf16", "num_requests": "i32", "num_tokens": "i32"}
-        constants = {"SHORT": 2, "SPLITS": 32, "MAX_SPLITS": 32, "BLOCK_S": 32, "NUM_HEADS": 96, "D": 128, "BLOCK_D": 128, "PAGE": 64}
-        build("join", attention._join_kernel, types, constants, target, num_warps=4)
+        build_attention(target, fp8=fp8)
+        build_rope(target, fp8=fp8)
+    build_join(target)
+    build_norm(target, HIDDEN[model])
+    build_sampling(target)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2].split(","))
+    main(*sys.argv[1:])

@@ -1,21 +1,12 @@
-"""Compiles the kernels of router and experts at real shapes for GPUs that need not be here: `python compile_experts.py sm_90`.
+"""Compiles the kernels of router and experts at real shapes for GPUs that need not be here: `python compile_experts.py sm_90 air`."""
 
-Prints one JSON line per kernel: name, target, shared memory in bytes, and registers and spills where ptxas tells them.
-"""
-
-import json
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
+import compiling
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
 
 from openglm.ops.triton import experts, router
 
-TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
 MODELS = {"air": (4096, 1408, 128), "glm-4.5": (5120, 1536, 160)}  # H, M, E
 POINTERS = {
     "ids": "*i32",
@@ -28,30 +19,10 @@ POINTERS = {
 }
 
 
-def registers(compiled):
-    """Of the cubin, by ptxas itself; empty where there is none."""
-    if "ptx" not in compiled.asm:
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "kernel.ptx"
-        source.write_text(compiled.asm["ptx"])
-        command = [triton.knobs.nvidia.ptxas.path, "-v", "--gpu-name=sm_90a", str(source), "-o", str(source.with_suffix(".cubin"))]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    words = said.replace(",", " ").split()
-    spilled = sum(int(words[i - 2]) for i in range(len(words) - 1) if words[i : i + 2] == ["spill", "stores"])
-    return {"registers": int(words[words.index("registers") - 1]), "spilled": spilled}
-
-
 def build(name, kernel, constants, target, **types):
-    signature = {}
-    for key in kernel.arg_names:
-        fallback = "fp32" if key == "scaling" else "i32" if key in {"experts", "rows"} else "*bf16"
-        signature[key] = "constexpr" if key in constants else types.get(key, POINTERS.get(key, fallback))
-    # Tensors of torch are aligned to 16 bytes, which the launcher would see.
-    aligned = {(i,): [["tt.divisibility", 16]] for i, key in enumerate(kernel.arg_names) if signature[key].startswith("*")}
-    compiled = compile(ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned), target=TARGETS[target])
-    found = {"kernel": name, "target": target, "shared": compiled.metadata.shared, **registers(compiled)}
-    print(json.dumps(found), flush=True)
+    """As `compiling.build`, with the types that parameters of these names have."""
+    usual = {key: "fp32" if key == "scaling" else "i32" if key in {"experts", "rows"} else "*bf16" for key in kernel.arg_names}
+    compiling.build(name, kernel, constants, target, **{**usual, **POINTERS, **types})
 
 
 def main(target, model):

@@ -1,28 +1,50 @@
-"""Compiles the kernels of linear layers at real shapes for GPUs that need not be here: `python compile_linear.py sm_90 air`."""
+"""Compiles the kernels of linear layers at real shapes for GPUs that need not be here: `python compile_linear.py sm_90 air`.
+
+N and K are arguments at run time, and all of these shapes are multiples of 16, so a shape decides two things: in how many pieces K is cut,
+and which tile was chosen. Every pair of them that can occur for the model is compiled, unless a third argument says `best`: first tiles.
+"""
 
 import sys
 
-from compile_experts import build
+from compiling import build
 
 from openglm.ops.triton import linear
+from openglm.ops.triton.device import DeviceLimits
+from openglm.ops.triton.tuning import fitting
 
-WIDTHS = {"air": (4096, 14336), "glm-4.5": (5120, 14336)}  # K and N of qkv_proj
+SHAPES = {  # N, K of qkv_proj, o_proj and lm_head
+    "air": ((14336, 4096), (4096, 12288), (151552, 4096)),
+    "glm-4.5": ((14336, 5120), (5120, 12288), (151552, 5120)),
+}
+LIMITS = {
+    "sm_90": DeviceLimits("H200", num_sms=132, shared_bytes=227 * 1024, capability=(9, 0), is_hip=False, fp8_dot=True),
+    "gfx942": DeviceLimits("MI300X", num_sms=304, shared_bytes=64 * 1024, capability=(0, 0), is_hip=True, fp8_dot=False),
+}
+TYPES = {"x": "*bf16", "scales": "*fp32", "row_scales": "*fp32", "bias": "*bf16", "residual": "*bf16"}
+TYPES |= dict.fromkeys(("rows", "N", "K", "piece"), "i32")
+WHOLE = ("N", "K", "piece")
 
 
-def main(target, model):
-    inputs, outputs = WIDTHS[model]
-    ends = {"SCALED": True, "ROW_SCALED": False, "BIASED": True, "RESIDUAL": False}
-    tiles = {"BN": linear._COLUMNS, "BK": linear._INNER, "UPCAST": False, "N": outputs, "K": inputs}
+def main(target, model, *how):
+    device = LIMITS[target]
+    pieces = sorted({-(-k // linear.piece_of(n, k, device)) for n, k in SHAPES[model]})
     for fp8 in (False, True):
-        stored, scaled = "*u8" if fp8 else "*bf16", {**ends, "SCALED": fp8, "FP8_CODES": fp8}
-        pointers = {"weight": stored, "row_scales": "*fp32", "piece": "i32"}
-        few = {"PIECES": 4, "B": linear._FEW_ROWS, **tiles, **scaled}
-        build(f"few fp8={fp8}", linear._product_kernel, few, target, out="*fp32", **pointers)
-        many = {"PIECES": 1, "B": linear._MANY_ROWS, **tiles, **scaled}
-        build(f"many fp8={fp8}", linear._product_kernel, many, target, **pointers)
-    join = {"PIECES": 4, "BN": 4 * linear._COLUMNS, "N": outputs, **ends}
-    build("join", linear._join_kernel, join, target, partial="*fp32", row_scales="*fp32")
+        for path, tiles in linear.TILES.items():
+            fits = fitting(tiles, device, 2, 1 if fp8 else 2)
+            for tile in fits[:1] if how else fits:
+                for count in pieces if path == "few" else (1,):
+                    ends = {"SCALED": fp8, "ROW_SCALED": False, "BIASED": count == 1, "RESIDUAL": count == 1}
+                    constants = {"PIECES": count, "B": tile.rows, "BN": tile.columns, "BK": tile.inner, "SWAPPED": tile.swapped, **ends}
+                    constants |= {"BAND": linear._BAND, "FP8_CODES": fp8, "UPCAST": False}
+                    options = {"num_warps": tile.num_warps, "num_stages": min(tile.num_stages, 2) if device.is_hip else tile.num_stages}
+                    types = {**TYPES, "weight": "*u8" if fp8 else "*bf16", "out": "*bf16" if count == 1 else "*fp32"}
+                    name = f"{path}{' swapped' if tile.swapped else ''} {tile[:5]} pieces={count} fp8={fp8}"
+                    build(name, linear._product_kernel, constants, target, whole=WHOLE, options=options, **types)
+    for count in (count for count in pieces if count > 1):
+        ends = {"SCALED": True, "ROW_SCALED": False, "BIASED": True, "RESIDUAL": True}
+        types = {**TYPES, "partial": "*fp32", "out": "*bf16"}
+        build(f"join {count}", linear._join_kernel, {"PIECES": count, "BN": linear._JOINED, **ends}, target, whole=("N",), **types)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

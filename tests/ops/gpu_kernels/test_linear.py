@@ -1,17 +1,16 @@
 """Linear layers on the device in the interpreter, against fp64 products of the same (rounded) weights."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import copy
 
 import pytest
 import torch
 
 from openglm.ops import FP8
 from openglm.ops.reference.fp8_kv import quantize_kv
-from openglm.ops.triton.linear import DeviceLinear
+from openglm.ops.triton import linear as module
+from openglm.ops.triton.device import DeviceLimits
+from openglm.ops.triton.linear import TILES, DeviceLinear, path_of, piece_of
+from openglm.ops.triton.tuning import LIBRARY, tuner
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # the interpreter cuts bf16 off instead of rounding
 
@@ -46,15 +45,18 @@ def test_products_with_bias_and_residual_equal_fp64(rows, dtype, fp8, n, k):
         close(logits, wanted, torch.float32)
 
 
-@pytest.mark.parametrize("rows", [5, 40])
+@pytest.mark.parametrize("rows", [5, 40, 150])
 def test_rows_alone_are_rows_in_company(rows):
     linear = DeviceLinear(made(70, 500))
     x = made(rows, 500, seed=4)
     found = linear.logits(x)
-    few = rows <= 16
-    step = 1 if few else 20
-    for first in range(0, rows, step):
-        assert torch.equal(linear.logits(x[first : first + step]), found[first : first + step])
+    step = {5: 1, 40: 20, 150: 130}[rows]  # all parts of the path that the whole took
+    for first in range(0, rows - step + 1, step):
+        part = slice(first, first + step)
+        assert path_of(step) == path_of(rows)
+        assert torch.equal(linear.logits(x[part]), found[part])
+    last = slice(rows - step, rows)  # at another place of its block
+    assert torch.equal(linear.logits(x[last]), found[last])
 
 
 def test_a_row_that_is_not_finite_spoils_no_other():
@@ -90,15 +92,69 @@ def test_weights_that_do_not_fit_are_refused():
         DeviceLinear(torch.zeros(4, 4))(torch.zeros(2, 5))
 
 
-@pytest.mark.parametrize("model", ["air", "glm-4.5"])
-def test_kernels_compile_for_sm_90_within_its_limits(model, tmp_path):
-    script = Path(__file__).with_name("compile_linear.py")
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, str(script), "sm_90", model]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    built = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(built) == 5
-    for kernel in built:
-        assert kernel["shared"] <= 227 * 1024 and kernel["registers"] <= 255 and kernel["spilled"] == 0, kernel
+@pytest.mark.parametrize(("path", "rows"), [("few", 3), ("some", 17), ("many", 129)])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_every_tile_gives_the_product(monkeypatch, path, rows, fp8):
+    weight, bias, x, residual = made(70, 600) / 24, made(70, seed=1), made(rows, 600, seed=2), made(rows, 70, seed=3)
+    codes, scales = quantize_kv(weight)
+    exact = codes.double() * scales.double().unsqueeze(1) if fp8 else weight.double()
+    for tile in TILES[path]:
+        monkeypatch.setitem(module.TILES, path, [tile])
+        tuner.cache_clear()  # it remembers the choice of the round before
+        linear = DeviceLinear.quantized(weight, bias=bias) if fp8 else DeviceLinear(weight, bias=bias)
+        close(linear(x, residual), x.double() @ exact.T + bias.double() + residual.double(), torch.float32)
+        assert set(linear._chosen.values()) == {tile}
+    tuner.cache_clear()
+
+
+@pytest.mark.parametrize("added", ["nothing", "bias", "residual"])
+def test_the_library_gives_the_product(added):
+    weight, x = made(48, 64, dtype=torch.bfloat16), made(130, 64, dtype=torch.bfloat16, seed=1)
+    bias = made(48, dtype=torch.bfloat16, seed=2) if added == "bias" else None
+    residual = made(130, 48, dtype=torch.bfloat16, seed=3) if added == "residual" else None
+    linear, out = DeviceLinear(weight, bias=bias), torch.empty(130, 48, dtype=torch.bfloat16)
+    linear._launch(x, None, None, residual, out, "many", LIBRARY)
+    wanted = x.double() @ weight.double().T
+    wanted += 0 if bias is None else bias.double()
+    close(out, wanted if residual is None else wanted + residual.double(), torch.bfloat16)
+
+
+def test_the_library_multiplies_rounded_rows():
+    weight, x = made(48, 64), made(130, 64, dtype=torch.bfloat16, seed=1)
+    bias, out = made(48, dtype=torch.bfloat16, seed=2), torch.empty(130, 48, dtype=torch.bfloat16)
+    rows, columns = quantize_kv(x), quantize_kv(weight)
+    linear = DeviceLinear(columns[0], scales=columns[1], bias=bias, quantize_activations=True)
+    linear._launch(x, *rows, None, out, "many", LIBRARY)
+    exact = [codes.double() * scales.double().unsqueeze(1) for codes, scales in (rows, columns)]
+    close(out, exact[0] @ exact[1].T + bias.double(), torch.bfloat16)
+
+
+H200 = DeviceLimits("an H200", num_sms=132, shared_bytes=227 * 1024, capability=(9, 0), is_hip=False, fp8_dot=True)
+
+
+def test_the_library_is_asked_only_for_what_it_rounds_once():
+    def fits(given, result=None, *, weight=None, residual=False, device=H200, **options):
+        linear = copy.copy(DeviceLinear(made(48, 64, dtype=given) if weight is None else weight, **options))
+        linear._limits, linear._weight = device, linear._weight.to("meta")
+        linear._on_gpu = True
+        return linear._library_fits(given, result or given, residual=residual)
+
+    bf16, bias = torch.bfloat16, made(48, dtype=torch.bfloat16)
+    codes, scales = quantize_kv(made(48, 64))
+    assert fits(bf16) and fits(bf16, residual=True) and fits(bf16, bias=bias) and fits(torch.float16)
+    assert not fits(bf16, bias=bias, residual=True) and not fits(bf16, torch.float32) and not fits(torch.float32)
+    assert not fits(bf16, bias=bias.float()) and not fits(bf16, weight=made(48, 64))
+    rounded = {"weight": codes, "scales": scales, "quantize_activations": True}
+    assert fits(bf16, **rounded) and not fits(bf16, residual=True, **rounded) and not fits(torch.float16, **rounded)
+    assert not fits(bf16, weight=codes, scales=scales)  # codes times unrounded rows is ours alone
+    assert not fits(bf16, weight=codes[:40], scales=scales[:40], quantize_activations=True)
+
+
+def test_pieces_of_k_fill_the_device():
+    assert [-(-k // piece_of(n, k, H200)) for n, k in ((14336, 4096), (4096, 12288), (5120, 12288), (151552, 4096))] == [1, 4, 3, 1]
+    assert all(piece_of(n, k, H200) % 256 == 0 for n in (1, 70, 4096) for k in (1, 255, 256, 257, 12288))
+
+
+def test_another_scheme_is_refused():
+    with pytest.raises(ValueError, match="not to 'int4'"):
+        DeviceLinear.quantized(made(4, 4), "int4")
