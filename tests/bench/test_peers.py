@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 import types
 from typing import ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from openglm.bench.peers import environments, gguf_file, job, run
+from openglm.bench.peers import cold_files, environments, gguf_file, job, run
 from openglm.bench.peers.report import markdown, plot, ratios, shares_of_ceilings, tokens_per_second, write_report
 from openglm.bench.peers.run import ENGINES, Figure, Load, PeerFigures, Plan, Setting, measure_peers
 from openglm.bench.peers.slices import make_checkpoint, prefill_flops, slice_config, step_bytes
@@ -163,6 +164,9 @@ def test_rounds_alternate_and_what_was_measured_is_kept(tmp_path, monkeypatch, p
     monkeypatch.setattr(run, "_run_worker", answers(asked))
     found = measure_peers(plan, progress=lambda _: None)
     assert asked == [("openglm", "int4", [WORKLOADS[1].name])] * 2 and not found.failures
+    assert {(load.engine, load.format, load.loaded_s) for load in found.loads} == {(*pair, 1.0) for pair in forwards}
+    written = sum(path.stat().st_size for path in (tmp_path / f"air-{TINY}" / "checkpoint").glob("*.safetensors"))
+    assert {load.file_bytes for load in found.loads} == {written}, "loads of an earlier run are kept as well"
     asked.clear()
     found = measure_peers(plan, progress=lambda _: None)
     assert not asked and len(found.figures) == 2 * 6
@@ -198,7 +202,7 @@ def figures() -> PeerFigures:
         for name, value in zip(names, values, strict=True)
         for number, factor in enumerate((1.0, 50.0, 0.9))
     )
-    load = Load("openglm", "fp8", 3.0, "openglm | x")
+    load = Load(setting, "openglm", "fp8", 3.0, "openglm | x", 10**10, 4e9)
     return PeerFigures(setting, 3, names, made, (load,), {"vllm": "no"}, ("a | b",))
 
 
@@ -234,3 +238,15 @@ def test_a_quick_run_measures_every_engine_that_is_there(tmp_path, capsys, monke
     measured = {(one["engine"], one["format"]) for one in found["figures"]}
     assert {("openglm", format) for format in ENGINES["openglm"]} <= measured and not found["failures"]
     assert "llama.cpp" in found["missing"] and "openglm over its counterpart" in capsys.readouterr().out
+
+
+def test_files_are_forgotten_and_the_disk_is_measured(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(os.urandom(40 << 20))
+    assert cold_files.weight_files(tmp_path) == cold_files.weight_files(path) == [path]
+    assert cold_files.forget([path]) == 40 << 20
+    speed = cold_files.disk_bytes_per_second(path)
+    assert speed is None or speed > 1e6, "a file system in memory may have no direct reads"
+    (tmp_path / "small").write_bytes(b"x")
+    assert cold_files.disk_bytes_per_second(tmp_path / "small") is None
+    assert cold_files.disk_bytes_per_second(tmp_path / "absent") is None

@@ -101,8 +101,13 @@ def markdown(found: PeerFigures) -> str:
         low, high = ([f"{end(values) / 1e9:.0f}" for values in (reading, peaks)] for end in (min, max))
         lines += ["", f"Ceilings: {low[0]} to {high[0]} GB/s, {low[1]} to {high[1]} GFLOP/s."]
     if found.loads:
-        lines += ["", "## Engines", "", "| engine | format | ready after | version |", "|---|---|---|---|"]
-        lines += [f"| {load.engine} | {load.format} | {load.loaded_s:.1f} s | {_cell(load.version)} |" for load in found.loads]
+        lines += ["", "## Loading", "", "With nothing of the files in memory; beside it, what the disk alone needs for them.", ""]
+        lines += ["| engine | format | version | ready after | files | disk alone |", "|---|---|---|---:|---:|---:|"]
+        for load in found.loads:
+            speed = load.disk_bytes_per_second
+            alone = "-" if speed is None else f"{load.file_bytes / speed:.1f} s at {speed / 1e9:.1f} GB/s"
+            size = f"{load.file_bytes / 1e9:.1f} GB"
+            lines.append(f"| {load.engine} | {load.format} | {_cell(load.version)} | {load.loaded_s:.1f} s | {size} | {alone} |")
     for title, problems in (("Not measured", [f"{k}: {v}" for k, v in found.missing.items()]), ("Failed", list(found.failures))):
         if problems:
             lines += ["", f"## {title}", "", *(f"- {_cell(problem)}" for problem in problems)]

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
 from openglm.bench.machine import Machine, this_machine
 from openglm.bench.peers import environments
+from openglm.bench.peers.cold_files import disk_bytes_per_second, forget, weight_files
 from openglm.bench.peers.gguf_file import FORMATS as GGUF_FORMATS
 from openglm.bench.peers.job import Job, Workload
 from openglm.bench.peers.slices import make_checkpoint, slice_config
@@ -73,10 +75,18 @@ class Figure(msgspec.Struct, frozen=True):
 class Load(msgspec.Struct, frozen=True):
     """What an engine said when it was ready."""
 
+    setting: Setting
     engine: str
     format: str
     loaded_s: float
     version: str
+    file_bytes: int
+    """Of the weights on the disk, of which nothing was in memory before."""
+    disk_bytes_per_second: float | None
+    """Of the disk alone, measured just before."""
+
+
+_Entry = TypeVar("_Entry", Figure, Load)
 
 
 class PeerFigures(msgspec.Struct, frozen=True):
@@ -128,10 +138,10 @@ def measure_peers(plan: Plan, *, install: bool = False, progress: Callable[[str]
     folder = plan.out / (plan.slice if plan.scale == 1 else f"{plan.slice}-{plan.scale}")
     make_checkpoint(config, folder / "checkpoint", progress=progress)
     places, missing = _places(plan, install, progress)
-    store = folder / "results.jsonl"
-    done = {figure.key: figure for figure in _read(store) if figure.setting == setting}
+    store, load_store = folder / "results.jsonl", folder / "loads.jsonl"
+    done = {figure.key: figure for figure in _read(store, Figure) if figure.setting == setting}
+    loads = {(load.engine, load.format): load for load in _read(load_store, Load) if load.setting == setting}
     failures: list[str] = []
-    loads: dict[tuple[str, str], Load] = {}
     for number in range(plan.rounds):
         pairs = [pair for pair in plan.contestants if pair[0] in places]
         for engine, format in pairs if number % 2 == 0 else pairs[::-1]:
@@ -142,14 +152,19 @@ def measure_peers(plan: Plan, *, install: bool = False, progress: Callable[[str]
             place = places[engine]
             try:
                 model = _model(engine, format, folder, place, plan.threads)
+                files = weight_files(model)
+                disk = disk_bytes_per_second(files[0])
+                said = {"engine": engine, "format": format, "setting": setting}
+                cold = {"file_bytes": forget(files), "disk_bytes_per_second": disk}
                 job = Job(str(model), format, plan.threads, config.vocab_size, left)
                 for line in _run_worker(engine, place, job):
                     if "loaded_s" in line:
-                        loads[engine, format] = msgspec.convert(line | {"engine": engine, "format": format}, Load)
+                        loads[engine, format] = msgspec.convert(line | said | cold, Load)
+                        _append(load_store, loads[engine, format])
                     elif "error" in line:
                         failures.append(f"{engine}, {format}, {line['workload']}: {line['error']}")
                     else:
-                        figure = msgspec.convert(line | {"setting": setting, "engine": engine, "format": format, "round": number}, Figure)
+                        figure = msgspec.convert(line | said | {"round": number}, Figure)
                         done[figure.key] = figure
                         _append(store, figure)
             except _WorkerFailed as error:
@@ -236,18 +251,18 @@ def _end_of(text: str) -> str:
     return lines[-1][:300] if lines else "it said nothing"
 
 
-def _read(store: Path) -> Iterator[Figure]:
-    """Figures of earlier runs; a line that was cut off when one was stopped is passed over."""
+def _read(store: Path, kind: type[_Entry]) -> Iterator[_Entry]:
+    """What earlier runs found; a line that was cut off when one was stopped is passed over."""
     if not store.exists():
         return
     for line in store.read_bytes().splitlines():
         try:
-            yield msgspec.json.decode(line, type=Figure)
+            yield msgspec.json.decode(line, type=kind)
         except msgspec.DecodeError:
             continue
 
 
-def _append(store: Path, figure: Figure) -> None:
+def _append(store: Path, entry: Figure | Load) -> None:
     whole = not store.exists() or store.stat().st_size == 0 or store.read_bytes().endswith(b"\n")
     with store.open("ab") as file:
-        file.write((b"" if whole else b"\n") + msgspec.json.encode(figure) + b"\n")
+        file.write((b"" if whole else b"\n") + msgspec.json.encode(entry) + b"\n")
