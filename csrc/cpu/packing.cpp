@@ -73,25 +73,45 @@ bool store_bf16_row(Linear& w, const Line& line) {
     return lost == 0;
 }
 
+// values / scale to the nearest whole number, even ones from the middle, within -127 and 127; returns their sum. Adding and taking away
+// 1.5 * 2^23 rounds as `nearbyintf` does, and many at a time.
+int32_t round_row(const float* values, int k, float scale, int8_t* codes) {
+    constexpr float kShift = 12582912.0f;
+    int32_t sum = 0;
+    for (int i = 0; i < k; i++) {
+        const float ratio = values[i] / scale;
+        const float within = ratio >= -127.0f ? std::min(127.0f, ratio) : -127.0f;  // NaN too becomes a number
+        const int32_t code = static_cast<int32_t>((within + kShift) - kShift);
+        codes[i] = static_cast<int8_t>(code);
+        sum += code;
+    }
+    return sum;
+}
+
+// Bytes of a row into its panel column, as many at a time as stand together there: a pair, or four for the instructions of w8a8.
+template <class Word>
+void scatter(Linear& w, const Line& line, const int8_t* row) {
+    const size_t words = w.k_padded / sizeof(Word);
+    auto* to = static_cast<Word*>(w.data) + line.panel * words * kPanel + line.column;
+    for (size_t i = 0; i < words; i++) std::memcpy(to + i * kPanel, row + i * sizeof(Word), sizeof(Word));
+}
+
 // Codes of a row with one scale for all of it.
 void store_scaled_row(Linear& w, const Line& line, const float* given) {
     const float most = w.dtype == DType::fp8 ? 448.0f : 127.0f;
     float scale = given ? *given : largest(line.values, line.k) / most;  // NaN shows in the output, as it would without quantization
     if (scale == 0.0f) scale = 1.0f;
     w.scale[line.row] = scale;
-    auto* codes = static_cast<int8_t*>(w.data);
+    static thread_local std::vector<int8_t> row;
+    row.assign(w.k_padded, 0);
     if (w.dtype == DType::fp8) {
-        for (int i = 0; i < line.k; i++) codes[pair_place(w, line, i)] = static_cast<int8_t>(to_fp8(line.values[i] / scale));
+        for (int i = 0; i < line.k; i++) row[i] = static_cast<int8_t>(to_fp8(line.values[i] / scale));
+        scatter<uint16_t>(w, line, row.data());
         return;
     }
-    int32_t sum = 0;
-    for (int i = 0; i < line.k; i++) {
-        const float whole = std::nearbyintf(line.values[i] / scale);
-        const auto code = static_cast<int8_t>(whole >= -127.0f ? std::min(127.0f, whole) : -127.0f);  // NaN too becomes a number
-        sum += code;
-        if (w.dtype == DType::int8) codes[pair_place(w, line, i)] = code;
-        else codes[((line.panel * (w.k_padded / 4) + static_cast<size_t>(i / 4)) * kPanel + line.column) * 4 + i % 4] = code;
-    }
+    const int32_t sum = round_row(line.values, line.k, scale, row.data());
+    if (w.dtype == DType::int8) scatter<uint16_t>(w, line, row.data());
+    else scatter<uint32_t>(w, line, row.data());
     if (w.code_sums) w.code_sums[line.row] = sum;
 }
 
