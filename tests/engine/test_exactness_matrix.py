@@ -174,7 +174,8 @@ def test_the_same_bits_as_alone(combination, tally):
         assert not combination.preempted or stats.num_preemptions > 20
         assert not combination.caching or stats.prompt_tokens_cached > 0
         accepted, drafted = sum(stats.accepted_by_position), sum(stats.drafted_by_position)
-        assert combination.depth == 0 or 0 < accepted < drafted
+        # Whether the adaptive policy ever drafts is decided by the clock; among preemptions it may not get to it.
+        assert not combination.depth or 0 < accepted < drafted
         tally.update(preemptions=stats.num_preemptions, cached=stats.prompt_tokens_cached, accepted=accepted, wrong=drafted - accepted)
     assert len(appearances) == len(requests()) and min(appearances.values()) >= 10
     tally.update(combinations=1)
