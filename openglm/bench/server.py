@@ -15,13 +15,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import httpx
 import msgspec
 import psutil
 
 from openglm.bench.machine import Machine, this_machine
+from openglm.bench.stream_client import chat_body, chat_request, stream_all
 from openglm.errors import EngineError
 
 _READY_TIMEOUT_S = 600.0
@@ -65,9 +65,10 @@ def measure_server(
         progress(f"one stream, {rounds} rounds of {tokens} tokens")
         single = [asyncio.run(_answer(url, prompt_text(i), tokens)) for i in range(rounds)]
         progress(f"{streams} streams at once")
+        requests = [chat_request(url, prompt_text(1000 + i), tokens) for i in range(streams)]
         began = time.monotonic()
-        together = asyncio.run(_answers(url, [prompt_text(1000 + i) for i in range(streams)], tokens))
-        total_rate = sum(t.num_tokens for t in together) / (time.monotonic() - began)
+        together = stream_all(url, requests)  # by a client that leaves the server its processor
+        total_rate = sum(client.num_tokens for client in together) / (time.monotonic() - began)
         family = [server, *server.children(recursive=True)]
         return ServerFigures(
             machine=this_machine(),
@@ -111,22 +112,6 @@ def _is_ready(url: str) -> bool:
         return httpx.get(f"{url}/ready", timeout=1.0).status_code == 200
     except httpx.TransportError:
         return False
-
-
-async def _answers(url: str, prompts: Sequence[str], tokens: int) -> list[Timing]:
-    return await asyncio.gather(*(_answer(url, prompt, tokens) for prompt in prompts))
-
-
-def chat_body(prompt: str, tokens: int) -> dict[str, Any]:
-    """A streamed chat request for exactly `tokens` tokens."""
-    return {
-        "messages": [{"role": "user", "content": prompt}],
-        "max_tokens": tokens,
-        "ignore_eos": True,
-        "temperature": 0,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
 
 
 async def _answer(url: str, prompt: str, tokens: int) -> Timing:

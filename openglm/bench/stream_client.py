@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from openglm.bench.server import chat_body
 from openglm.errors import EngineError
 
 _TAIL_BYTES = 2048  # of an answer: where its token counts and its end are
@@ -68,6 +67,18 @@ class StreamClient(asyncio.Protocol):
     async def wait(self) -> None:
         """Until the answer is complete; raises `EngineError` when it never will be."""
         await self._done
+
+
+def chat_body(prompt: str, tokens: int) -> dict[str, Any]:
+    """A streamed chat request for exactly `tokens` tokens."""
+    return {
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 def chat_request(url: str, prompt: str, tokens: int, *, only: Sequence[int] = ()) -> bytes:
