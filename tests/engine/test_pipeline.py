@@ -148,9 +148,8 @@ def run_workload(seed: int, *, overlap: bool, depth: int, preempt: int = 0, **se
         if params.constraint is not None or params.thinking_budget is not None:
             prompt = constrained_runs.prompt(constrained_runs.CONTENT if params.constraint is not None else constrained_runs.REASONING)
         scheduling = SchedulingParams(timeout_s=5.0 if number == 7 else None, priority=rng.randrange(2))
-        family = siblings(
-            GenerationRequest(f"r{number}", prompt, params, scheduling=scheduling), 1 if number == 7 else rng.choice((1, 1, 1, 2))
-        )
+        count = 1 if number == 7 else rng.choice((1, 1, 1, 2))
+        family = siblings(GenerationRequest(f"r{number}", prompt, params, scheduling=scheduling), count)
         arrivals.setdefault(12 * rng.randrange(8), []).extend(family)
         if rng.random() < 0.25:
             ends[f"r{number}"] = rng.randrange(1, 12)
@@ -515,6 +514,31 @@ def test_damaged_drafts_leave_no_page_to_others_though_they_are_read_later(end):
     core.add(GenerationRequest("b", [1] * 70, PATIENT))
     assert core.step()[0].num_cached_tokens == 0
     assert core.scheduler.check() is None
+
+
+def test_requests_aborted_at_any_point_while_steps_are_in_flight_leak_no_page():
+    rng = random.Random(4)
+    core = make_core(max_model_len=128, kv_cache_tokens=64 * 5, max_num_seqs=4, max_num_batched_tokens=40)
+    live: list[str] = []
+    for number in range(300):
+        prompt = [rng.randrange(384) for _ in range(rng.choice((1, 3, 62, 70)))]
+        core.add(GenerationRequest(f"r{number}", prompt, SamplingParams(max_tokens=50, temperature=0, ignore_eos=True)))
+        live.append(f"r{number}")
+        if number % 40 == 0:
+            core.scheduler.preempt_all()
+        while len(live) > rng.randrange(7):
+            for _ in range(rng.randrange(5)):
+                finished = [output.request_id for output in core.step() if output.finish_reason is not None]
+                live = [name for name in live if name not in finished]
+            if live:
+                assert core.abort(live.pop(rng.randrange(len(live)))) is not None
+            assert core.scheduler.check() is None
+    for name in live:
+        core.abort(name)
+    stats = core.stats()
+    assert not core.has_work and core.step() == []
+    assert stats.num_steps_ahead > 50 and stats.num_finished["abort"] > 200
+    assert stats.pages_held == 0 == stats.kv_accounting_errors and stats.pages_free + stats.pages_cached == stats.pages_total
 
 
 def test_a_depth_of_zero_rests():
