@@ -180,17 +180,17 @@ TIGHT = {"max_num_seqs": 5, "max_num_batched_tokens": 64, "kv_cache_tokens": 64 
 
 @pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
-@pytest.mark.parametrize("seed", [2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 16))])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 16))])
 def test_random_workloads_end_alike(seed, settings, depth):
     on, off = (run_workload(seed, overlap=overlap, depth=depth, **settings) for overlap in (True, False))
     roomy = settings is ROOMY
     assert on.answers(drafts=depth > 0, cached=False) == off.answers(drafts=depth > 0, cached=False)
     ours, theirs = on.core.stats(), off.core.stats()
-    assert (ours.num_steps_ahead > 40 or seed >= 4) and theirs.num_steps_ahead == 0  # in some, one with penalties always runs
+    assert (ours.num_steps_ahead > 40 or seed > 3) and theirs.num_steps_ahead == 0  # in some, one with penalties always runs
     assert (ours.num_finished, ours.num_generated_tokens) == (theirs.num_finished, theirs.num_generated_tokens)
     for stats in (ours, theirs):
         assert stats.pages_held == 0 == stats.kv_accounting_errors and stats.pages_free + stats.pages_cached == stats.pages_total
-    assert roomy or seed >= 4 or ours.num_preemptions > 0
+    assert roomy or seed > 3 or ours.num_preemptions > 0
     mine, yours = on.published(), off.published()
     assert not roomy or mine.keys() == yours.keys()
     common = mine.keys() & yours.keys()
