@@ -66,9 +66,10 @@ def rope_and_write(qkv, *, num_heads, q_norm, k_norm, eps, rope_table, positions
     return out
 
 
-def paged_attention(queries, kv, *, offsets, num_requests, max_query_len, max_kv_len, page_table, scale):
-    starts, lengths = offsets[: num_requests + 1].tolist(), offsets[num_requests + 1 :].tolist()
-    assert all(b - a <= max_query_len for a, b in pairwise(starts)) and max(lengths) <= max_kv_len
+def paged_attention(queries, kv, batch, *, scale):
+    num_requests, page_table = batch.num_requests, batch.page_table
+    starts, lengths = batch.offsets[: num_requests + 1].tolist(), batch.offsets[num_requests + 1 :].tolist()
+    assert all(b - a <= batch.max_query_len for a, b in pairwise(starts)) and max(lengths) <= batch.max_kv_len
     real = [r for r in range(num_requests) if lengths[r]]
     out = torch.zeros_like(queries)
     bounds = [starts[r] for r in real] + [starts[real[-1] + 1]]

@@ -13,7 +13,7 @@ from openglm.bench.gpu.figures import Values
 from openglm.bench.gpu.place import Place
 from openglm.bench.gpu.plan import CEILING
 from openglm.bench.gpu.run import Case
-from openglm.ops import FP8, PAGE_SIZE
+from openglm.ops import FP8, PAGE_SIZE, PagedBatch
 
 _GB = 1_000_000_000
 _HEADS, _KV_HEADS, _HEAD_DIM = 96, 8, 128
@@ -102,17 +102,10 @@ def _attention(place: Place, length: int, *, ours: bool = False, backend: SDPBac
         table = torch.randperm(pages, device=device)[None]
         offsets = torch.tensor([0, length, length], device=device)
 
+        batch = PagedBatch.static(offsets=offsets, max_query_len=length, max_kv_len=length, page_table=table, slots=offsets[:0], kv=(kv,))
+
         def attend() -> object:
-            return paged_attention(
-                queries,
-                kv,
-                offsets=offsets,
-                num_requests=1,
-                max_query_len=length,
-                max_kv_len=length,
-                page_table=table,
-                scale=dim**-0.5,
-            )
+            return paged_attention(queries, kv, batch, scale=dim**-0.5)
 
         return _rate(place, attend, flops)
     keys, values = (torch.randn(1, kv_heads, length, dim, device=device).bfloat16() for _ in range(2))

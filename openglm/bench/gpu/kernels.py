@@ -30,7 +30,7 @@ from openglm.bench.gpu.weights import random_kv, random_matrix
 from openglm.config import ModelConfig, variant
 from openglm.engine.request import SamplingParams
 from openglm.engine.sampler import filtered_probabilities
-from openglm.ops import FP8, PAGE_SIZE, Fp8KV, KVLayer, dequantize_kv, kv_tensors, reference, rope_table, swiglu
+from openglm.ops import FP8, PAGE_SIZE, Fp8KV, KVLayer, PagedBatch, dequantize_kv, kv_tensors, reference, rope_table, swiglu
 from openglm.ops.triton.matrix import DeviceMatrix
 
 _ROWS = (1, 2, 3, 4, 7, 8, 16, 33, 128)
@@ -338,11 +338,13 @@ def _attention(config: ModelConfig, place: Place, context: int, rows_each: int, 
         return {
             "queries": _normal(place, starts[-1], heads, dim),
             "kv": kv,
-            "offsets": torch.tensor([*starts, *lengths], device=device),
-            "num_requests": len(lengths),
-            "max_query_len": max(counts),
-            "max_kv_len": context,
-            "page_table": torch.randperm(len(lengths) * width, device=device).view(len(lengths), width),
+            "batch": PagedBatch(
+                query_starts=starts,
+                kv_lengths=lengths,
+                page_table=torch.randperm(len(lengths) * width, device=device).view(len(lengths), width),
+                slots=torch.empty(0, dtype=torch.int64, device=device),
+                kv=(kv,),
+            ),
             "scale": dim**-0.5,
         }
 
@@ -352,7 +354,7 @@ def _attention(config: ModelConfig, place: Place, context: int, rows_each: int, 
         lengths[0] = context
         given = batch(lengths, [rows_each if i % 2 == 0 else max(1, rows_each - 1) for i in range(count)])
         for tensor in kv_tensors(given["kv"]) if not fp8 else ():  # behind a sequence's end lies what a former owner left
-            last = given["page_table"][0, -1]
+            last = given["batch"].page_table[0, -1]
             tensor[last, :, :, (context - 1) % PAGE_SIZE + 1 :] = float("nan")
         with poisoned():
             found = paged_attention(**given)
@@ -367,25 +369,14 @@ def _attention(config: ModelConfig, place: Place, context: int, rows_each: int, 
     return Operation(error, timed)
 
 
-def _expected_attention(
-    *,
-    queries: Tensor,
-    kv: KVLayer,
-    offsets: Tensor,
-    num_requests: int,
-    page_table: Tensor,
-    scale: float,
-    max_query_len: int,
-    max_kv_len: int,
-) -> Tensor:
+def _expected_attention(queries: Tensor, kv: KVLayer, batch: PagedBatch, *, scale: float) -> Tensor:
     """In fp64, a sequence and a KV head at a time."""
-    numbers = offsets.tolist()
-    starts, lengths = numbers[: num_requests + 1], numbers[num_requests + 1 :]
+    starts, lengths = batch.query_starts, batch.kv_lengths
     num_kv_heads = kv_tensors(kv)[0].shape[2]
     group = queries.shape[1] // num_kv_heads
     out = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
     for r, length in enumerate(lengths):
-        own = page_table[r, : -(-length // PAGE_SIZE)]
+        own = batch.page_table[r, : -(-length // PAGE_SIZE)]
         pages = dequantize_kv(kv.data[own], kv.scales[own], torch.float32) if isinstance(kv, Fp8KV) else kv[own].float()
         keys, values = pages.movedim(0, 2).flatten(2, 3)[:, :, :length]
         count = starts[r + 1] - starts[r]

@@ -26,6 +26,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
 from openglm.ops.triton.device import INTERPRETED, limits
@@ -326,24 +327,18 @@ def _tile_kernel(
 def paged_attention(
     queries: Tensor,
     kv: KVLayer,
+    batch: PagedBatch,
     *,
-    offsets: Tensor,
-    num_requests: int,
-    max_query_len: int,
-    max_kv_len: int,
-    page_table: Tensor,
     scale: float,
-    exact: bool = False,
 ) -> Tensor:
     """Attention of each request's new tokens over its pages: queries [T, Hq, D] -> [T, Hq, D].
 
-    kv [pages, 2, Hkv, 64, D] already holds the new tokens. offsets int64 [2R + 1], on the device, are R + 1 query starts and R KV lengths;
-    page_table [R, P] are each request's pages in order. `max_query_len` and `max_kv_len` are upper bounds, so a graph can replay with other
-    lengths. Rows of a request whose KV length is 0, and rows behind the last request, are zeros. Nothing is read back by the host.
-
-    `exact` says that the bounds of a lone request are its lengths. Only then, and on NVIDIA, a long chunk goes to torch's fused
-    attention, which is half again as fast as Triton's at a head dim of 128; it adds in another order.
+    kv [pages, 2, Hkv, 64, D], one of the batch's layers, already holds the new tokens. The bounds of a static batch are upper bounds, so a
+    graph can replay with other lengths. Rows of a request whose KV length is 0, and rows behind the last request, are zeros. Nothing is
+    read back by the host.
     """
+    offsets, page_table, num_requests = batch.offsets, batch.page_table, batch.num_requests
+    max_query_len, max_kv_len = batch.max_query_len, batch.max_kv_len
     data = kv_tensors(kv)[0]
     num_tokens, num_heads, head_dim = queries.shape
     num_kv_heads = data.shape[2]
@@ -354,8 +349,6 @@ def paged_attention(
         raise ValueError(f"{offsets.shape[0]} offsets for {num_requests} requests, or tensors that are not contiguous")
     if max_kv_len > page_table.shape[1] * PAGE_SIZE:
         raise ValueError(f"{max_kv_len} positions do not fit {page_table.shape[1]} pages")
-    if exact and num_requests == 1 and max_query_len >= _SDPA_QUERIES and _has_fused_attention(queries):
-        return chunk_attention(queries, kv, length=max_kv_len, pages=page_table[0], scale=scale)
     short = _SPLIT_ROWS // group  # requests of up to so many new tokens are split, in whatever company
     if not num_tokens or not num_requests:
         return torch.zeros_like(queries)

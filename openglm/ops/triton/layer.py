@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openglm.ops.draft_chains import check_chains
+from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer
 from openglm.ops.reference.highest import highest
 from openglm.ops.reference.swiglu import swiglu
@@ -132,41 +133,15 @@ class DeviceLayer:
         """Whether the layer can be part of a CUDA graph."""
         return not isinstance(self.mlp, DeviceMoE) or self.mlp.capturable
 
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        rope: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        kv: KVLayer,
-        offsets: Tensor,
-        num_requests: int,
-        max_query_len: int,
-        max_kv_len: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """x [T, H] -> [T, H]; rope [positions, 2, rotary_dim / 2] fp32 is the whole table. The rest is as in the attention kernels."""
-        queries = self._write(x, rope, positions, slots, kv)
-        attended = paged_attention(
-            queries,
-            kv,
-            offsets=offsets,
-            num_requests=num_requests,
-            max_query_len=max_query_len,
-            max_kv_len=max_kv_len,
-            page_table=page_table,
-            scale=self._scale,
-        )
-        x = self._o(attended.flatten(1), x)
+    def __call__(self, x: Tensor, batch: PagedBatch, *, rope: Tensor, positions: Tensor, kv: KVLayer) -> Tensor:
+        """x [T, H] -> [T, H]; rope [positions, 2, rotary_dim / 2] fp32 is the whole table, kv the layer's pages."""
+        queries = self.write_kv(x, rope=rope, positions=positions, slots=batch.slots, kv=kv)
+        x = self._o(paged_attention(queries, kv, batch, scale=self._scale).flatten(1), x)
         out: Tensor = self.mlp(rms_norm(x, self._post_norm, self._eps), x)
         return out
 
-    def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
-        """Only store keys and values of x [T, H]."""
-        self._write(x, rope, positions, slots, kv)
-
-    def _write(self, x: Tensor, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> Tensor:
+    def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> Tensor:
+        """Store keys and values of x [T, H]; returns its queries [T, Hq, D]."""
         queries: Tensor = rope_and_write(
             self._qkv(rms_norm(x, self._input_norm, self._eps)),
             num_heads=self._num_heads,
@@ -194,34 +169,11 @@ class DeviceTrunk:
         """Whether a step can be captured in a CUDA graph: no layer waits for experts in host memory."""
         return all(layer.capturable for layer in self.layers)
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        kv: Sequence[KVLayer],
-        offsets: Tensor,
-        num_requests: int,
-        max_query_len: int,
-        max_kv_len: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """tokens [T] -> hidden states [T, H] after the final norm; the other arguments as in `DeviceLayer`, KV pages for every layer."""
+    def __call__(self, tokens: Tensor, batch: PagedBatch, *, positions: Tensor) -> Tensor:
+        """tokens [T] at positions [T] -> hidden states [T, H] after the final norm."""
         x = F.embedding(tokens, self._embedding)
-        for layer, pages in zip(self.layers, kv, strict=True):
-            x = layer(
-                x,
-                rope=self._rope,
-                positions=positions,
-                slots=slots,
-                kv=pages,
-                offsets=offsets,
-                num_requests=num_requests,
-                max_query_len=max_query_len,
-                max_kv_len=max_kv_len,
-                page_table=page_table,
-            )
+        for layer, kv in zip(self.layers, batch.kv, strict=False):  # behind the trunk's pages come those of the MTP layer
+            x = layer(x, batch, rope=self._rope, positions=positions, kv=kv)
         out: Tensor = rms_norm(x, self._norm, self._eps)
         return out
 
@@ -247,33 +199,9 @@ class DeviceMTP:
         self._embedding, self._rope, self._eps = embedding.detach(), rope, eps
         self._enorm, self._hnorm, self._norm = (t.detach() for t in (enorm, hnorm, norm))
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        hidden: Tensor,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        kv: KVLayer,
-        offsets: Tensor,
-        num_requests: int,
-        max_query_len: int,
-        max_kv_len: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """tokens [T] that follow the states hidden [T, H] -> [T, H] after the layer's own norm."""
-        out = self.layer(
-            self._input(tokens, hidden),
-            rope=self._rope,
-            positions=positions,
-            slots=slots,
-            kv=kv,
-            offsets=offsets,
-            num_requests=num_requests,
-            max_query_len=max_query_len,
-            max_kv_len=max_kv_len,
-            page_table=page_table,
-        )
+    def __call__(self, tokens: Tensor, hidden: Tensor, batch: PagedBatch, *, positions: Tensor) -> Tensor:
+        """tokens [T] that follow the states hidden [T, H] at positions [T] -> [T, H] after the layer's own norm; its pages come last."""
+        out = self.layer(self._input(tokens, hidden), batch, rope=self._rope, positions=positions, kv=batch.kv[-1])
         normed: Tensor = rms_norm(out, self._norm, self._eps)
         return normed
 
@@ -332,18 +260,15 @@ class DeviceMTP:
         for step in range(depths[0]):
             kept = sum(depth > step for depth in depths)
             ids, owners, at, states = ids[:kept], owners[:kept], at[:kept], states[:kept]
-            states = self(
-                ids,
-                states,
-                positions=at,
-                slots=_slots(page_table, owners, at),
-                kv=kv,
+            batch = PagedBatch.static(
                 offsets=torch.cat([torch.arange(kept + 1, device=hidden.device), at + 1]),
-                num_requests=kept,
                 max_query_len=1,
                 max_kv_len=last,
                 page_table=page_table[:kept],
+                slots=_slots(page_table, owners, at),
+                kv=(kv,),
             )
+            states = self(ids, states, batch, positions=at)
             values, ids = highest(self._head.logits(states)[:, :num_tokens])
             drafted[:kept, step], logits[:kept, step] = ids, values
             at = at + 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openglm.ops import Fp8KV
+from openglm.ops import Fp8KV, PagedBatch
 from openglm.ops.reference.attention import paged_attention as reference
 from openglm.ops.reference.fp8_kv import quantize_kv
 from openglm.ops.triton.attention import chunk_attention, paged_attention
@@ -30,16 +30,9 @@ def make_case(counts, lengths, *, heads=6, kv_heads=2, dim=16, dtype=torch.float
 
 def run(case, counts, lengths, *, max_query_len=None, max_kv_len=None):
     queries, kv, offsets, table = case
-    return paged_attention(
-        queries,
-        kv,
-        offsets=offsets,
-        num_requests=len(counts),
-        max_query_len=max_query_len or max(counts),
-        max_kv_len=max_kv_len or max(lengths),
-        page_table=table,
-        scale=0.3,
-    )
+    bounds = {"max_query_len": max_query_len or max(counts), "max_kv_len": max_kv_len or max(lengths)}
+    batch = PagedBatch.static(offsets=offsets, **bounds, page_table=table[: len(counts)], slots=offsets[:0], kv=(kv,))
+    return paged_attention(queries, kv, batch, scale=0.3)
 
 
 def expected(case, counts, lengths):
@@ -123,5 +116,5 @@ def test_shapes_that_do_not_fit_are_refused():
     case = make_case((1,), (70,))
     with pytest.raises(ValueError, match="positions do not fit"):
         run(case, (1,), (700,))
-    with pytest.raises(ValueError, match="offsets"):
-        run(case, (1, 1), (70, 70))
+    with pytest.raises(ValueError, match="do not fit pages"):
+        run((case[0][:, :3], *case[1:]), (1,), (70,))
