@@ -138,6 +138,12 @@ def command(
         typer.Option(metavar="GIB", help="Experts that stay in host memory and are computed by the CPU.", rich_help_panel=_MEMORY),
     ] = 0.0,
     enforce_eager: Annotated[bool, typer.Option("--enforce-eager", help="Capture no CUDA graphs.", rich_help_panel=_MEMORY)] = False,
+    disable_overlap_schedule: Annotated[
+        bool,
+        typer.Option(
+            "--disable-overlap-schedule", help="Read every step's tokens before the next step is launched.", rich_help_panel=_MEMORY
+        ),
+    ] = False,
     max_num_seqs: Annotated[
         int | None, typer.Option(help="Requests that run at once.", rich_help_panel=_MEMORY, show_default="by device")
     ] = None,
@@ -313,6 +319,7 @@ def command(
         mem_fraction_static=mem_fraction_static,
         cpu_offload_gb=cpu_offload_gb,
         enforce_eager=enforce_eager,
+        overlap_scheduling=not disable_overlap_schedule,
         enable_prefix_caching=enable_prefix_caching,
         deterministic=deterministic,
         threads=threads,

@@ -74,6 +74,8 @@ class EngineConfig:
     """Share of the memory that is free before loading for weights and KV cache alone; activations and graphs live in the rest."""
     enforce_eager: bool = False
     """Launch every kernel of every step instead of replaying graphs."""
+    overlap_scheduling: bool = True
+    """Where graphs are replayed: launch the next step before the tokens of the one before it are read."""
     cpu_offload_gb: float = 0.0
     """GiB of experts that stay in host memory and are computed there, which leaves the GPU so much more room."""
     enable_prefix_caching: bool = True
@@ -173,6 +175,7 @@ class ResolvedEngineConfig:
     prompt_lookup_max: int = 4
     prompt_lookup_min: int = 2
     enforce_eager: bool = False
+    overlap_scheduling: bool = True
     device_kernels: bool = False
     """The GPU kernels (`openglm.ops.triton`) run the model."""
     host_experts: tuple[int, ...] | None = None
@@ -291,6 +294,7 @@ def resolve(
         prompt_lookup_max=config.prompt_lookup_max or config.prompt_lookup_min or 4,
         prompt_lookup_min=config.prompt_lookup_min or config.prompt_lookup_max or 2,
         enforce_eager=config.enforce_eager,
+        overlap_scheduling=config.overlap_scheduling,
         device_kernels=on_gpu,
         host_experts=offload.host_experts if offload is not None else None,
     )

@@ -64,6 +64,10 @@ class LogitAdjuster:
         if state is not None and state.slot is not None:
             self._counts.free(state.slot)
 
+    def leaves(self, sequence: Sequence) -> bool:
+        """Whether the sequence's logits stay as they are."""
+        return sequence.id not in self._states
+
     def stop_thinking(self, sequence: Sequence) -> None:
         """Close the request's reasoning at its next token, or as soon as it opens."""
         if self.thinking is None:

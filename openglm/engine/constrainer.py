@@ -127,6 +127,10 @@ class Constrainer:
             )
         return refused
 
+    def leaves(self, sequence: Sequence) -> bool:
+        """Whether any token may follow."""
+        return sequence.id not in self._answers
+
     def cut_drafts(self, sequence: Sequence) -> None:
         """Keep the drafts that the grammar allows."""
         answer = self._answers.get(sequence.id)

@@ -2,8 +2,15 @@
 
     schedule -> prepare -> forward -> sample and accept -> settle -> draft -> output
 
-Synchronous and single-threaded; who calls it (an offline loop, the engine process) decides about waiting and transport. A request
-that fails - logits that are not finite, an error in its own sampling or stop check - ends alone: its pages are wiped and never
+Single-threaded; who calls it (an offline loop, the engine process) decides about waiting and transport. On a CPU a call does all of that
+and returns. Where a device computes, two of the waits for it are put off:
+
+- While requests do nothing but decode freely, `pipeline` launches the next step before the tokens of this one are read. A call still
+  returns what one step gave. When anything else is to be done, the step in flight is read first, and the next call takes the order above.
+- Drafts are launched at the end of a call and read at the beginning of the next one, before anything is scheduled, so they are computed
+  during the output. Pages published in between may turn out to be damaged: they are withdrawn before anyone could have looked for them.
+
+A request that fails - logits that are not finite, an error in its own sampling or stop check - ends alone: its pages are wiped and never
 published, and the rest of the batch goes on. Only an exception of the batch as a whole leaves `step`.
 """
 
@@ -34,13 +41,14 @@ from openglm.engine.grammar import Vocabulary
 from openglm.engine.graphs import GraphDevice
 from openglm.engine.mtp import MTPProposer
 from openglm.engine.ngram import NgramProposer
+from openglm.engine.pipeline import Launched, Pipeline
 from openglm.engine.prompt_logprobs import PromptScorer
 from openglm.engine.request import EngineOutput, FinishReason, GenerationRequest, RequestFailure, validate_request
 from openglm.engine.runner import Batch, Runner, Span
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow
 from openglm.engine.scheduler import Scheduler, SchedulerLimits
 from openglm.engine.sequence import Sequence
-from openglm.engine.speculation import Proposer, Settled, longest_match
+from openglm.engine.speculation import Drafts, Proposer, Settled, longest_match
 from openglm.engine.stats import STEP_TOKEN_EDGES, EngineStats, StepTimes
 from openglm.engine.stop import Detokenizer, StopChecker
 from openglm.engine.thinking import ThinkingTokens
@@ -105,13 +113,17 @@ class EngineCore:
         self.runner = Runner(model, config, graph_device=graph_device)
         self.adjuster = LogitAdjuster(self.num_tokens, thinking, self.runner.device)
         kernel = sample_kernel or _sample_kernel(self.runner.device)
-        self.sampler = Sampler(self.num_tokens) if kernel is None else DeviceSampler(self.num_tokens, kernel)
+        self.sampler = Sampler(self.num_tokens) if kernel is None else DeviceSampler(self.num_tokens, kernel, self.runner.read_back)
         self.constrainer = Constrainer(vocabulary, self.sampler)
         self.prompt_scorer = PromptScorer(self.runner, self.num_tokens)
         self.depth_policy: DepthPolicy = FixedDepth(config.num_speculative_tokens)
         if config.adaptive_drafts and config.num_speculative_tokens:
             self.depth_policy = AdaptiveDepth(config.num_speculative_tokens)
         self.proposer = self._make_proposer()
+        self._unread_drafts: tuple[Seq[Settled], Callable[[], Drafts]] | None = None
+        self._pipeline: Pipeline | None = None
+        if config.overlap_scheduling and self.runner.graphs is not None and isinstance(self.sampler, DeviceSampler):
+            self._pipeline = Pipeline(self.scheduler, self.runner, self.sampler, self._is_free)
         self._detokenizer = detokenizer
         self._clock = clock
         self._live: dict[str, tuple[Sequence, StopChecker]] = {}
@@ -175,6 +187,7 @@ class EngineCore:
         entry = self._live.get(request_id)
         if entry is None:
             return None
+        self._read_drafts()  # they may tell that its pages are damaged
         self._remove(entry[0], "abort")
         return EngineOutput(request_id, [], finish_reason="abort", num_prompt_tokens=entry[0].num_prompt)
 
@@ -183,6 +196,7 @@ class EngineCore:
         entry = self._live.get(request_id)
         if entry is None:
             return False
+        self._drop_ahead()
         self.adjuster.stop_thinking(entry[0])
         return True
 
@@ -190,33 +204,33 @@ class EngineCore:
     def step(self) -> list[EngineOutput]:
         """One step for every request that fits; returns what is new for whom."""
         clock = _Clock(self._stats.times)
+        if self._unread_drafts is not None:
+            self._read_drafts()
+            clock.lap("draft")
         ended = [self._expire(sequence) for sequence in self.scheduler.expired(self._clock())]
         ended += [self._refuse(*item) for item in self.constrainer.settle()]
-        plan = self.scheduler.schedule()
-        clock.lap("schedule")
-        self.runner.transfer(self.scheduler.pool.take_transfers())
-        if not plan:
+        step = self._take_ahead() or self._launch(clock)
+        if step is None:
             if self.constrainer.is_compiling:
                 self.constrainer.wait(COMPILE_WAIT_S)
             return ended
-        batch = self.runner.prepare(plan)
-        self._note_starts(batch)
-        clock.lap("prepare")
-        hidden, logits = self.runner.run(batch)
-        clock.lap("forward")
-        self.prompt_scorer.score(batch, hidden)
-        verdicts = self._choose(batch, logits) if logits is not None else []
+        rests = self.depth_policy.rests()
+        if rests and self._pipeline is not None:
+            self._pipeline.launch_behind(step)
+            clock.lap("prepare")
+        batch = step.batch
+        verdicts = self._choose(step)
         clock.lap("sample")
         num_drafts = sum(len(span.sequence.drafts) for span in batch.spans)
-        settled = self._settle(batch, verdicts)
+        settled = self._settle(batch, verdicts, most_drafts=0 if rests else self.config.num_speculative_tokens)
         clock.lap("output")
-        self._draft(settled, hidden)
+        self._draft(settled, step.hidden)
         clock.lap("draft")
         outputs = ended + [self._conclude(verdict) for verdict in verdicts]
         self._measure(batch, num_drafts, clock.seconds)
         self._stats.num_steps += 1
         self._stats.num_scheduled_sequences += len(batch.spans)
-        num_tokens = batch.spans[-1].first_row + batch.spans[-1].num_rows
+        num_tokens = sum(span.num_rows for span in batch.spans)
         self._stats.num_scheduled_tokens += num_tokens
         self._stats.steps_by_tokens[bisect.bisect_left(STEP_TOKEN_EDGES, num_tokens)] += 1
         if not self.scheduler.pool.balanced or self._stats.num_steps % CHECK_EVERY_STEPS == 0 or not self.has_work:
@@ -270,6 +284,7 @@ class EngineCore:
 
     def reset_prefix_cache(self) -> None:
         """Forget every cached prefix, because the weights changed or someone asked; running requests keep their pages."""
+        self._drop_ahead()
         self.scheduler.forget()
 
     def set_weight_version(self, version: int) -> None:
@@ -277,12 +292,14 @@ class EngineCore:
 
         Running requests go on with the KV they have, and offer none of it to others any more.
         """
+        self._drop_ahead()
         self.scheduler.set_weight_version(version)
 
     def check_pages(self) -> None:
         """Verify the page accounting; a mismatch is logged and counted, and the pool is built anew - never a crash."""
         problem = self.scheduler.check()
         if problem is not None:
+            self._read_drafts()  # while the pages are still those that they are about
             self._stats.kv_accounting_errors += 1
             logger.error("KV page accounting is wrong (%s); starting over with an empty pool, running requests are recomputed", problem)
             self.scheduler.rebuild()
@@ -293,20 +310,57 @@ class EngineCore:
             if not span.sequence.started_at:
                 span.sequence.started_at = now
 
-    def _choose(self, batch: Batch, logits: Tensor) -> list[Verdict]:
+    def _take_ahead(self) -> Launched | None:
+        """The step that the call before this one launched, if it did and anyone still waits for it."""
+        step = None if self._pipeline is None else self._pipeline.take()
+        self._stats.num_steps_ahead += step is not None
+        return step
+
+    def _drop_ahead(self) -> None:
+        if self._pipeline is not None:
+            self._pipeline.drop()
+
+    def _launch(self, clock: _Clock) -> Launched | None:
+        """Schedule a step and run the model on it; None when there is nothing to do."""
+        plan = self.scheduler.schedule()
+        clock.lap("schedule")
+        self.runner.transfer(self.scheduler.pool.take_transfers())
+        if not plan:
+            return None
+        batch = self.runner.prepare(plan)
+        self._note_starts(batch)
+        clock.lap("prepare")
+        step = Launched(batch, *self.runner.run(batch))
+        clock.lap("forward")
+        self.prompt_scorer.score(batch, step.hidden)
+        return step if self._pipeline is None else self._pipeline.start_drawing(step)
+
+    def _is_free(self, sequence: Sequence) -> bool:
+        """Whether no token before it has a say in the sequence's next one, but through the model."""
+        return self.adjuster.leaves(sequence) and self.constrainer.leaves(sequence)
+
+    def _choose(self, step: Launched) -> list[Verdict]:
         """Sample every row in one go, then judge each sequence for itself; an error is that of one sequence."""
-        spans = [span for span in batch.spans if span.num_logits]
-        try:
-            together = self._sample(logits, spans)
-        except Exception:
-            logger.exception("sampling %d requests together failed; sampling each alone", len(spans))
-            together = None
+        if step.logits is None:
+            return []
+        spans, logits, draw = [span for span in step.batch.spans if span.num_logits], step.logits, step.draw
+        together: list[Sampled] | None = None
+        if draw is not None:
+            draw.wait()
+        else:
+            try:
+                together = self._sample(logits, spans)
+            except Exception:
+                logger.exception("sampling %d requests together failed; sampling each alone", len(spans))
         verdicts = []
         end = 0
-        for span in spans:
+        for index, span in enumerate(spans):
             start, end = end, end + span.num_logits
             try:
-                chosen = self._sample(logits[start:end], [span]) if together is None else together[start:end]
+                if draw is not None:
+                    chosen = [draw.sampled(step.draw_rows[index])]
+                else:
+                    chosen = self._sample(logits[start:end], [span]) if together is None else together[start:end]
                 verdicts.append(self._accept(span, chosen))
             except Exception as error:
                 logger.exception("choosing the next token of request %s failed", span.sequence.id)
@@ -354,11 +408,10 @@ class EngineCore:
                 return Verdict(span, tuple(kept), "length")
         return Verdict(span, tuple(kept))
 
-    def _settle(self, batch: Batch, verdicts: Seq[Verdict]) -> list[Settled]:
+    def _settle(self, batch: Batch, verdicts: Seq[Verdict], *, most_drafts: int) -> list[Settled]:
         """Write what each sequence keeps of the step into it; returns the part that the proposer must process."""
         settled = []
         in_order = iter(verdicts)  # one per span that has logits
-        most_drafts = 0 if self.depth_policy.rests() else self.config.num_speculative_tokens
         for span in batch.spans:
             sequence = span.sequence
             if not span.num_logits:  # still inside its prompt
@@ -405,14 +458,27 @@ class EngineCore:
             self.depth_policy.observe_step(len(batch.spans), num_drafts, length, seconds)
 
     def _draft(self, settled: Seq[Settled], hidden: Tensor) -> None:
-        """Bring the proposer up to date with the settled tokens and take its drafts for the next step."""
+        """Bring the proposer up to date with the settled tokens and take its drafts for the next step, unless a device still makes them."""
         if self.proposer is None or not settled:
             return
         settled = self._choose_depths(settled)
         proposed = self.proposer.propose(settled, hidden)
-        if not any(item.depth for item in settled):
-            return
+        if callable(proposed):
+            self._unread_drafts = settled, proposed
+        elif any(item.depth for item in settled):
+            self._take_drafts(settled, proposed)
+
+    def _read_drafts(self) -> None:
+        """Wait for the drafts that a device makes, if it does."""
+        if self._unread_drafts is not None:
+            settled, read = self._unread_drafts
+            self._unread_drafts = None
+            self._take_drafts(settled, read())
+
+    def _take_drafts(self, settled: Seq[Settled], proposed: Drafts) -> None:
         for item, drafts in zip(settled, proposed, strict=True):
+            if item.sequence.row < 0:  # it has ended or was preempted since
+                continue
             item.sequence.drafts = drafts or []
             self.constrainer.cut_drafts(item.sequence)
             if drafts is None:

@@ -94,8 +94,8 @@ class FixedDepth:
         self._depth = depth
 
     def rests(self) -> bool:
-        """Never."""
-        return False
+        """Always at depth 0, else never."""
+        return not self._depth
 
     def choose(self, candidates: Seq[Candidate], context: int) -> list[int]:
         """As deep as there is room."""

@@ -5,9 +5,10 @@ from one buffer of integers on the device, which a step fills with a single copy
 
     tokens [T] | positions [T] | slots [T] | query_starts, kv_lengths [2R+1] | table rows [R] | new pages: cell, page [R, 2]     T = R * Q
 
-Smaller batches are padded: rows behind the last carry slot -1, which writes nothing, requests behind the last have length 0 and the
-table row that nobody owns. So a graph replays for every batch that fits, and what it computes for real rows does not depend on padding.
-Hidden states are copied out, because the engine keeps some of them; logits are read before the next step and are not.
+Where the host does not know the tokens yet (`pipeline`), they are taken on the device from what the step before chose, and the buffer
+holds their places among those. Smaller batches are padded: rows behind the last carry slot -1, which writes nothing, requests behind the
+last have length 0 and the table row that nobody owns. So a graph replays for every batch that fits, and what it computes for real rows does
+not depend on padding. Hidden states are copied out, because the engine keeps some of them; logits are not, being used before the next step.
 
 Everything that needs a GPU sits behind `GraphDevice`; without one, an object that calls the recorded function again takes its place.
 """
@@ -23,6 +24,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from openglm.engine.copies import Readback, read_back
 from openglm.model import ForwardContext, GlmModel, PagedBatch
 from openglm.ops import PAGE_SIZE, KVLayer
 
@@ -48,6 +50,10 @@ class GraphDevice(Protocol):
 
     def copied(self) -> Callable[[], None]:
         """Called after a copy from staging memory was asked for; returns what waits until it is done."""
+        ...
+
+    def read_back(self, values: Tensor) -> Readback:
+        """Ask for a copy of values [N] to the host, in its turn behind all that was launched; returns what waits for it."""
         ...
 
     def used_bytes(self) -> int:
@@ -86,6 +92,10 @@ class CudaGraphs:
         event.record(torch.cuda.current_stream(self._device))
         return event.synchronize
 
+    def read_back(self, values: Tensor) -> Readback:
+        """Through pinned memory, with an event behind the copy."""
+        return read_back(values)
+
     def used_bytes(self) -> int:
         """As the driver counts."""
         free, total = torch.cuda.mem_get_info(self._device)
@@ -104,13 +114,14 @@ class Shape(NamedTuple):
 class StepInputs:
     """One decode or verify step, in host integers."""
 
-    tokens: Seq[int]  # [T]
+    tokens: Seq[int]  # [T]; with `chosen` their places in it
     positions: Seq[int]
     slots: Seq[int]
     query_starts: Seq[int]  # [R + 1]
     kv_lengths: Seq[int]  # [R]
     table_rows: Seq[int]  # [R]: each request's row of the page table
     new_pages: Seq[tuple[int, int]]  # cell of the page table, counted through all rows, and the page that belongs there
+    chosen: Tensor | None = None  # [N] int64 on the device: tokens that the host does not know yet
 
 
 class StepGraphs:
@@ -272,6 +283,9 @@ class StepGraph:
         stage.copy_(torch.tensor(values))
         self._inputs.copy_(stage, non_blocking=True)
         self._waits[turn] = self._device.copied()
+        if inputs.chosen is not None:
+            tokens = self._inputs[:used]
+            tokens.copy_(inputs.chosen.index_select(0, tokens))
 
 
 def _doubling(first: int, last: int, *, factor: int = 2) -> list[int]:

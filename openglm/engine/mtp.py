@@ -19,6 +19,7 @@ not depend on when it was written.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,7 @@ from openglm import ops
 from openglm.config.engine import ResolvedEngineConfig
 from openglm.engine.runner import Runner, Span
 from openglm.engine.sequence import Sequence
-from openglm.engine.speculation import Settled
+from openglm.engine.speculation import Drafts, Settled
 from openglm.ops import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -52,16 +53,16 @@ class MTPProposer:
         self._waiting = [_Waiting() for _ in range(config.max_num_seqs)]  # by the sequences' rows
         self._widest_kept = 2 * config.max_num_seqs  # steps with more rows are copied from, so that no large one outlives its step
 
-    def propose(self, settled: Seq[Settled], hidden: Tensor) -> list[list[int] | None]:
+    def propose(self, settled: Seq[Settled], hidden: Tensor) -> Drafts | Callable[[], Drafts]:
         """Write or retain what the step settled, and chain as many drafts as each sequence wants."""
         layer = self._runner.model.mtp
         packed = None if layer is None else layer.packed
         self._settle(settled, hidden, chain_writes=packed is not None)
-        drafts: list[list[int] | None] = [[] for _ in settled]
         wanting = [i for i, item in enumerate(settled) if item.depth > 0]
         if wanting and packed is not None:
-            self._chain_at_once(packed, settled, wanting, hidden, drafts)
-        elif wanting:
+            return self._chain_at_once(packed, settled, wanting, hidden)
+        drafts: Drafts = [[] for _ in settled]
+        if wanting:
             self._chain(settled, wanting, hidden, drafts)
         return drafts
 
@@ -98,7 +99,7 @@ class MTPProposer:
             ids, ctx = self._runner.context(spans, next_tokens)
             self._runner.model.mtp_write_kv(ids, torch.cat(states) if len(states) > 1 else states[0], ctx)
 
-    def _chain(self, settled: Seq[Settled], wanting: list[int], hidden: Tensor, drafts: list[list[int] | None]) -> None:
+    def _chain(self, settled: Seq[Settled], wanting: list[int], hidden: Tensor, drafts: Drafts) -> None:
         """Draft from the last settled position on."""
         runner = self._runner
         states = runner.take(hidden, [settled[i].first_row + settled[i].num_rows - 1 for i in wanting])
@@ -125,9 +126,8 @@ class MTPProposer:
         settled: Seq[Settled],
         wanting: list[int],
         hidden: Tensor,
-        drafts: list[list[int] | None],
-    ) -> None:
-        """`_chain`, and the entries before it, as one call of the kernels."""
+    ) -> Drafts | Callable[[], Drafts]:
+        """`_chain`, and the entries before it, as one call of the kernels, whose end a device may reach later."""
         runner = self._runner
         if len(wanting) > 1:
             wanting = sorted(wanting, key=lambda i: -settled[i].depth)
@@ -146,9 +146,25 @@ class MTPProposer:
             kv=runner.kv[-1],
             num_tokens=self._num_tokens,
         )
-        for i, item, chain, values in zip(wanting, items, chains, logits, strict=True):
-            sound = all(map(math.isfinite, values[: item.depth]))
-            drafts[i] = chain[: item.depth] if sound else None
+        if not isinstance(chains, Tensor):
+            return _sound_chains(settled, wanting, chains, logits)
+        read, (rows, depth) = runner.read_back(torch.cat([chains.double(), logits.double()], 1).flatten()), chains.shape
+
+        def drafts() -> Drafts:
+            values = read()
+            pairs = [values[2 * depth * row : 2 * depth * (row + 1)] for row in range(rows)]
+            return _sound_chains(settled, wanting, [[int(token) for token in pair[:depth]] for pair in pairs], [p[depth:] for p in pairs])
+
+        return drafts
+
+
+def _sound_chains(settled: Seq[Settled], wanting: Seq[int], chains: Seq[list[int]], logits: Seq[Seq[float]]) -> Drafts:
+    """The drafts of all, from the chains and their highest logits of those that wanted some."""
+    drafts: Drafts = [[] for _ in settled]
+    for i, chain, values in zip(wanting, chains, logits, strict=True):
+        depth = settled[i].depth
+        drafts[i] = chain[:depth] if all(map(math.isfinite, values[:depth])) else None
+    return drafts
 
 
 class _Waiting:

@@ -113,6 +113,12 @@ class PagePool:
         cached = [self._page_of[key] if key in self._page_of else self._load(key, next(unused)) for key in keys]
         return [*cached, *unused]
 
+    def could_acquire(self, keys: Sequence[PageKey], count: int, *, spare: int = 0) -> bool:
+        """Whether `acquire` would succeed."""
+        on_device = [self._page_of[key] for key in keys if key in self._page_of]
+        unused = self.num_available - sum(page in self._idle for page in on_device)
+        return count - len(on_device) + spare <= unused
+
     def share(self, pages: Iterable[int]) -> None:
         """Use pages that `find` named; they leave the LRU order until they are released."""
         for page in pages:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from openglm.config.engine import KVCacheDType, ResolvedEngineConfig
+from openglm.engine.copies import read_back, to_device
 from openglm.engine.graphs import CudaGraphs, GraphDevice, StepGraph, StepGraphs, StepInputs
 from openglm.engine.host_pages import HostPages
 from openglm.engine.host_tier import Transfer
@@ -73,6 +74,7 @@ class Runner:
         self._filled = [(0, 0)] * config.max_num_seqs  # per row: admission of the sequence in it, pages copied
         if graph_device is None and self.device.type == "cuda" and model.capturable and not config.enforce_eager:
             graph_device = CudaGraphs(self.device)
+        self.read_back = read_back if graph_device is None else graph_device.read_back
         self.graphs: StepGraphs | None = None
         if graph_device is not None:
             self.graphs = StepGraphs(
@@ -109,10 +111,22 @@ class Runner:
                 return Batch(tuple(spans), tuple(logit_rows), (graph, self._graph_inputs(graph, spans, tokens)))
         return Batch(tuple(spans), tuple(logit_rows), self.context(spans, tokens))
 
+    def prepare_behind(self, sequences: Seq[Sequence], places: Seq[int], chosen: Tensor) -> Batch | None:
+        """One row for each sequence's next token but one, behind a step whose tokens chosen [N] int64 only the device knows.
+
+        `places` says where each sequence's next token is among them. None where no graph takes such a step.
+        """
+        longest = max(len(sequence.tokens) for sequence in sequences) + 1
+        graph = None if self.graphs is None else self.graphs.find(len(sequences), 1, longest)
+        if graph is None:
+            return None
+        spans = [Span(sequence, row, 1, len(sequence.tokens), 1) for row, sequence in enumerate(sequences)]
+        return Batch(tuple(spans), tuple(range(len(spans))), (graph, self._graph_inputs(graph, spans, places, chosen)))
+
     def context(self, spans: Seq[Span], tokens: Seq[int]) -> tuple[Tensor, ForwardContext]:
         """Token tensor [T] and context of spans that follow one another."""
         positions, slots, ends, lengths = _places(spans)
-        packed = torch.tensor([tokens, positions, slots], device=self.device)  # one copy to the device
+        packed = to_device([tokens, positions, slots], torch.int64, self.device)  # one copy
         attention = PagedBatch(
             query_starts=(0, *ends),
             kv_lengths=tuple(lengths),
@@ -122,7 +136,7 @@ class Runner:
         )
         return packed[0], ForwardContext(positions=packed[1], attention=attention, row_tile=self.row_tile, native=self.native)
 
-    def _graph_inputs(self, graph: StepGraph, spans: Seq[Span], tokens: Seq[int]) -> StepInputs:
+    def _graph_inputs(self, graph: StepGraph, spans: Seq[Span], tokens: Seq[int], chosen: Tensor | None = None) -> StepInputs:
         positions, slots, ends, lengths = _places(spans)
         new_pages: list[tuple[int, int]] = []
         width = self._table.shape[1]
@@ -134,7 +148,7 @@ class Runner:
             new_pages = []
         for span in spans:
             self._filled[span.sequence.row] = (span.sequence.admission, len(span.sequence.pages))
-        return StepInputs(tokens, positions, slots, (0, *ends), lengths, [span.sequence.row for span in spans], new_pages)
+        return StepInputs(tokens, positions, slots, (0, *ends), lengths, [span.sequence.row for span in spans], new_pages, chosen)
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Hidden states [T, H] after the final norm and logits [N, vocab] fp32 of the batch's `logit_rows`, None without any.
@@ -156,11 +170,11 @@ class Runner:
         """The given rows of hidden [T, H], ascending; no copy when all are meant."""
         if len(rows) == hidden.shape[0]:
             return hidden
-        return hidden[torch.tensor(rows, device=self.device)]
+        return hidden[to_device(rows, torch.int64, self.device)]
 
     def zero_pages(self, pages: Seq[int], *, only_mtp: bool = False) -> None:
         """Wipe pages that may hold NaN: attention multiplies masked slots by zero, which would keep NaN alive."""
-        index = torch.tensor(pages, dtype=torch.int64, device=self.device)
+        index = to_device(pages, torch.int64, self.device)
         for layer in self.kv[-1:] if only_mtp else self.kv:
             for tensor in kv_tensors(layer):
                 tensor[index] = 0
@@ -178,14 +192,14 @@ class Runner:
             now = (sequence.admission, len(pages))
             if self._filled[row] != now:
                 missing = self._missing_pages(sequence)
-                self._table[row, missing.start : missing.stop] = torch.tensor(pages[missing.start :], device=self.device)
+                self._table[row, missing.start : missing.stop] = to_device(pages[missing.start :], torch.int64, self.device)
                 self._filled[row] = now
             width = max(width, len(pages))
         rows = [sequence.row for sequence in sequences]
         first, last = rows[0], rows[0] + len(rows)
         if rows == list(range(first, last)):  # usually: a view instead of a copy
             return self._table[first:last, :width]
-        return self._table[torch.tensor(rows, device=self.device), :width]
+        return self._table[to_device(rows, torch.int64, self.device), :width]
 
     def _missing_pages(self, sequence: Sequence) -> range:
         """Which of the sequence's pages are not in the page table yet."""

@@ -31,6 +31,7 @@ import heapq
 import math
 from bisect import insort
 from collections import deque
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -136,6 +137,22 @@ class Scheduler:
             self._grant(candidate)
         return list(self._plan.values())
 
+    def reserve_ahead(self, sequences: Seq[Sequence]) -> bool:
+        """Reserve what each of these running sequences needs for the token behind its next one, which is not known yet.
+
+        False, and no change, when the step for those tokens cannot consist of them alone: because a waiting sequence could be admitted, or
+        because there are not enough pages without preempting anyone.
+        """
+        if self._could_admit():
+            return False
+        slots = [self._slots(sequence, len(sequence.tokens) + 1) for sequence in sequences]
+        missing = [-(-count // self.limits.page_size) - len(sequence.pages) for sequence, count in zip(sequences, slots, strict=True)]
+        if sum(count for count in missing if count > 0) > self.pool.num_available:
+            return False
+        for sequence, count in zip(sequences, slots, strict=True):
+            self._reserve(sequence, count)
+        return True
+
     def publish(self, sequence: Sequence, valid: int) -> None:
         """Offer the sequence's complete pages among its first `valid` positions, whose KV is final in every layer, to others."""
         if not (self.limits.prefix_caching and sequence.healthy and sequence.epoch == self._epoch):
@@ -193,9 +210,7 @@ class Scheduler:
     def _grant(self, sequence: Sequence) -> None:
         """Plan as many pending tokens as the budget allows, preempting the last in rank while pages are short."""
         num_tokens = min(sequence.pending, self._budget)
-        # A chained MTP draft writes its own KV behind the verified tokens, so those slots are reserved too.
-        ahead = max(0, self.limits.num_speculative_tokens - 1)
-        slots = min(sequence.computed + num_tokens + ahead, sequence.max_total)
+        slots = self._slots(sequence, sequence.computed + num_tokens)
         while not self._reserve(sequence, slots):
             victim = next(s for s in reversed(self.running) if s.num_preempted < self.limits.max_preemptions)
             self._preempt(victim)
@@ -203,6 +218,10 @@ class Scheduler:
                 return
         self._budget -= num_tokens
         self._plan[sequence.id] = Scheduled(sequence, num_tokens)
+
+    def _slots(self, sequence: Sequence, length: int) -> int:
+        """Slots to reserve for `length` processed tokens: a chained MTP draft writes its own KV behind those that are verified."""
+        return min(length + max(0, self.limits.num_speculative_tokens - 1), sequence.max_total)
 
     def _reserve(self, sequence: Sequence, slots: int) -> bool:
         missing = -(-slots // self.limits.page_size) - len(sequence.pages)
@@ -216,14 +235,11 @@ class Scheduler:
     def _admit(self, sequence: Sequence) -> bool:
         """Give a waiting sequence a row, the cached pages of its prefix and fresh pages for the rest of its tokens."""
         limits, pool = self.limits, self.pool
-        protected = sequence.num_preempted >= limits.max_preemptions
-        slots = sequence.max_total if protected else min(len(sequence.tokens) + limits.num_speculative_tokens, sequence.max_total)
-        reads = limits.prefix_caching and not sequence.scheduling.skip_reading_prefix_cache and not sequence.scores_prompt
-        keys = self._keys(sequence, (len(sequence.tokens) - 1) // limits.page_size) if reads else []
+        reads, keys, count = self._first_pages(sequence)
         num_hits = pool.num_known(keys)
         outcome = pool.history.outcome(keys, num_hits) if reads else "bypassed"
         # Each running sequence may want a page soon; admitting into the last ones would only preempt again.
-        pages = pool.acquire(keys[:num_hits], -(-slots // limits.page_size), spare=len(self.running))
+        pages = pool.acquire(keys[:num_hits], count, spare=len(self.running))
         if pages is None:
             return False
         sequence.pages = pages
@@ -241,6 +257,25 @@ class Scheduler:
         sequence.admission = self._num_admissions
         insort(self.running, sequence, key=_rank)
         return True
+
+    def _could_admit(self) -> bool:
+        """Whether `schedule` would admit someone."""
+        if not self._rows or not self.waiting:
+            return False
+        candidate = next((s for s in self.waiting if not s.held), None)
+        if candidate is None:
+            return False
+        _, keys, count = self._first_pages(candidate)
+        return self.pool.could_acquire(keys[: self.pool.num_known(keys)], count, spare=len(self.running))
+
+    def _first_pages(self, sequence: Sequence) -> tuple[bool, list[PageKey], int]:
+        """Of a waiting sequence: whether it looks for its prefix, the keys that it would use, and how many pages it starts with."""
+        limits = self.limits
+        protected = sequence.num_preempted >= limits.max_preemptions
+        slots = sequence.max_total if protected else min(len(sequence.tokens) + limits.num_speculative_tokens, sequence.max_total)
+        reads = limits.prefix_caching and not sequence.scheduling.skip_reading_prefix_cache and not sequence.scores_prompt
+        keys = self._keys(sequence, (len(sequence.tokens) - 1) // limits.page_size) if reads else []
+        return reads, keys, -(-slots // limits.page_size)
 
     def _root(self, sequence: Sequence) -> PageKey:
         return root_key(

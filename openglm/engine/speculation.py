@@ -17,6 +17,7 @@ more about a sequence may cut `Sequence.drafts` before the next step.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from typing import NamedTuple, Protocol
 
@@ -36,13 +37,17 @@ class Settled(NamedTuple):
     """Drafts wanted for the next step; 0 when there is none to come, inside a prompt, or when drafting does not pay."""
 
 
+Drafts = list[list[int] | None]
+"""For each sequence its drafts, in order; None reports that the proposer's own state for it is damaged (not finite)."""
+
+
 class Proposer(Protocol):
     """A source of drafts. Wrong drafts cost time, never correctness."""
 
-    def propose(self, settled: Seq[Settled], hidden: Tensor) -> list[list[int] | None]:
-        """At most `depth` drafts per sequence, in order; hidden [T, H] are the step's trunk states.
+    def propose(self, settled: Seq[Settled], hidden: Tensor) -> Drafts | Callable[[], Drafts]:
+        """At most `depth` drafts per sequence; hidden [T, H] are the step's trunk states.
 
-        None reports that the proposer's own state for a sequence is damaged (not finite).
+        Where a device works on them it is given all it has to do, and what is returned waits for it.
         """
         ...
 

@@ -8,7 +8,11 @@ import msgspec
 
 
 class StepTimes(msgspec.Struct):
-    """Seconds spent in each part of the steps so far. `forward` includes the head, `draft` the whole MTP work."""
+    """Seconds spent in each part of the steps so far. `forward` includes the head, `draft` the whole MTP work.
+
+    On a device, `forward` is only the time to launch the step, and `sample` and `draft` are mostly waiting for it. A step that is launched
+    ahead is prepared in `prepare`.
+    """
 
     schedule: float = 0.0
     prepare: float = 0.0
@@ -67,3 +71,5 @@ class EngineStats(msgspec.Struct):
     constrain_s: float = 0.0
     """Seconds of the steps below spent on grammars."""
     times: StepTimes = msgspec.field(default_factory=StepTimes)
+    num_steps_ahead: int = 0
+    """Steps that a device began before the host had read the one before."""

@@ -18,6 +18,9 @@ class RecordedGraphs:
     def __init__(self, *, bytes_per_graph: int = 1000, out_of_memory_after: int | None = None) -> None:
         self.num_captured = 0
         self.waits = 0
+        self.events: list[str] = []
+        """In order: "launch" of a recorded step, "ask" for a copy to the host, "read" of it."""
+        self.running = False  # inside a recorded step
         self._bytes, self._limit = bytes_per_graph, out_of_memory_after
 
     def capture(self, run: Callable[[], None]) -> Callable[[], None]:
@@ -25,7 +28,14 @@ class RecordedGraphs:
             raise torch.OutOfMemoryError("no room for another graph")
         self.num_captured += 1
         run()
-        return run
+
+        def replay() -> None:
+            self.events.append("launch")
+            self.running = True
+            run()
+            self.running = False
+
+        return replay
 
     def staging(self, size: int) -> Tensor:
         return torch.full((size,), -(2**40), dtype=torch.int64)
@@ -35,6 +45,16 @@ class RecordedGraphs:
             self.waits += 1
 
         return wait
+
+    def read_back(self, values: Tensor) -> Callable[[], list]:
+        self.events.append("ask")
+        copied = values.clone()
+
+        def read() -> list:
+            self.events.append("read")
+            return copied.tolist()
+
+        return read
 
     def used_bytes(self) -> int:
         return self.num_captured * self._bytes

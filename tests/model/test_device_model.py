@@ -104,6 +104,7 @@ def test_a_chain_of_drafts_is_what_single_steps_give():
     tokens = [5, 9, 13, 200, 201]
     settings = {"first_rows": [4, 0], "counts": [3, 2], "positions": [62, 0], "depths": [3, 1]}
     chains, values = model.mtp.packed.draft(hidden, tokens=tokens, page_table=steps.table, kv=steps.kv[-1], num_tokens=300, **settings)
+    chains, values = chains.tolist(), values.tolist()
     out = model.mtp_forward(torch.tensor(tokens), hidden[[4, 5, 6, 0, 1]], alone.context([62, 0], [3, 2]))
     best, states = model.logits(out[[2, 4]])[:, :300].max(-1), out[[2]]
     assert [chains[0][0], chains[1][0]] == best.indices.tolist()

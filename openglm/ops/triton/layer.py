@@ -1,8 +1,7 @@
 """`DeviceLayer`, `DeviceTrunk`, `DeviceMTP`: the model on a GPU, composed of the kernels of this package.
 
 They stand where `ops.PackedLayer`, `PackedTrunk` and `PackedMTP` stand on the CPU. Nothing here copies to the host or takes a shape from
-data, so a step can be captured in a CUDA graph, but for layers with experts in host memory (`DeviceTrunk.capturable`) and
-`DeviceMTP.draft`, which ends in one copy.
+data, so a step can be captured in a CUDA graph, but for layers with experts in host memory (`DeviceTrunk.capturable`).
 
 Shape legend: T tokens, H hidden, Hq / Hkv query and KV heads, D head dim, R requests.
 """
@@ -221,8 +220,8 @@ class DeviceMTP:
         page_table: Tensor,
         kv: KVLayer,
         num_tokens: int,
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """As `ops.PackedMTP.draft`. The chain stays on the device; only its end is copied to the host."""
+    ) -> tuple[Tensor, Tensor]:
+        """As `ops.PackedMTP.draft`, but drafts [R, depth] int64 and their logits [R, depth] fp32 stay on the device."""
         rows = len(counts)
         last = check_chains(
             hidden,
@@ -272,7 +271,7 @@ class DeviceMTP:
             values, ids = highest(self._head.logits(states)[:, :num_tokens])
             drafted[:kept, step], logits[:kept, step] = ids, values
             at = at + 1
-        return drafted.tolist(), logits.tolist()
+        return drafted, logits
 
     def _input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         embedded = F.embedding(tokens, self._embedding)
