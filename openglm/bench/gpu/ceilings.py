@@ -46,6 +46,7 @@ def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
         yield Case("a node of a graph, started early", partial(_nodes, place, early=True))
     for length in (128, 200) if place.rehearsal else (8192, 32768):
         yield Case(f"attention, {length} tokens, ours", partial(_attention, place, length, ours=True))
+        yield Case(f"attention, {length} tokens, from pages", partial(_attention, place, length, ours=True, gathered=True))
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
             name = f"attention, {length} tokens, {backend.name.partition('_')[0].lower()}"
             yield Case(name, partial(_attention, place, length, backend=backend))
@@ -89,7 +90,7 @@ def _nodes(place: Place, *, early: bool) -> Values:
     return {"s": place.seconds(run) / length}
 
 
-def _attention(place: Place, length: int, *, ours: bool = False, backend: SDPBackend | None = None) -> Values:
+def _attention(place: Place, length: int, *, ours: bool = False, gathered: bool = False, backend: SDPBackend | None = None) -> Values:
     """Causal, one prompt from its beginning."""
     heads, kv_heads, dim = (4, 2, 16) if place.rehearsal else (_HEADS, _KV_HEADS, _HEAD_DIM)
     device, flops = place.device, 2 * length * length * heads * dim

@@ -302,7 +302,7 @@ class PackedLayer:
         self.handle = _native.pack_layer((qkv.handle, o.handle, *rest), *sizes, eps, head_dim**-0.5, *addresses)
 
     def __call__(self, x: Tensor, batch: PagedBatch, *, rope: Tensor, kv: KVLayer) -> Tensor:
-        """x [T, H] is overwritten by the layer's output and returned; rope [T, 2, rotary_dim / 2] and the layer's kv as in `rope_and_write`."""
+        """x [T, H] is overwritten by the layer's output and returned; rope [T, 2, rotary_dim / 2] and kv as in `rope_and_write`."""
         num_tokens, hidden = x.shape
         slots, offsets, page_table = batch.slots, batch.offsets, batch.page_table
         if hidden != self.hidden_size or not x.is_contiguous() or heads_of(kv) != (self.num_kv_heads, self.head_dim):

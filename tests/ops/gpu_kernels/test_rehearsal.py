@@ -48,7 +48,7 @@ def rehearse(row, tmp_path, capsys):
 
 def test_ceilings(tmp_path, capsys):
     cases = rehearse("ceilings", tmp_path, capsys)
-    assert cases["read bandwidth"]["gb_per_s"] > 0 and len(cases) == 11
+    assert cases["read bandwidth"]["gb_per_s"] > 0 and len(cases) == 13
     assert rehearse("ceilings", tmp_path, capsys) == cases, "a second run measures nothing again"
 
 
