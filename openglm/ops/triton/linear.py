@@ -246,7 +246,7 @@ class DeviceLinear:
         _product_kernel[(triton.cdiv(outputs, tile.columns) * triton.cdiv(rows, tile.rows), pieces)](
             x, self._weight, *beside, target, rows, outputs, inputs, piece, PIECES=pieces, B=tile.rows, BN=tile.columns, BK=tile.inner,
             SWAPPED=tile.swapped, BAND=_BAND, FP8_CODES=self._scales is not None, UPCAST=INTERPRETED, **ends,
-            num_warps=tile.num_warps, num_stages=min(tile.num_stages, 2) if self._limits.is_hip else tile.num_stages,
+            **tile.options(self._limits),
         )  # fmt: skip
         if pieces > 1:
             _join_kernel[triton.cdiv(outputs, _JOINED), rows](target, *beside, out, rows, outputs, PIECES=pieces, BN=_JOINED, **ends)
