@@ -45,7 +45,7 @@ def make_core(*, overlap: bool = True, detokenizer=None, clock=None, kernel=None
 
 
 def device(core: EngineCore) -> RecordedGraphs:
-    return core.runner.graphs._device
+    return core.runner.graphs.device
 
 
 class Sometimes(FixedDepth):

@@ -13,6 +13,8 @@ import torch
 from openglm import ops
 from openglm.ops.reference import norm
 
+ROW_TILE = 16  # as with the kernels, a row does not depend on its company
+
 
 class DeviceLinear:
     def __init__(self, weight, *, scales=None, bias=None, quantize_activations=False):
@@ -21,7 +23,7 @@ class DeviceLinear:
 
     def _wide(self, x):
         weight = self.weight.float() if self.scales is None else self.weight.float() * self.scales.unsqueeze(1)
-        return ops.linear(x.float(), weight, None if self.bias is None else self.bias.float())
+        return ops.linear(x.float(), weight, None if self.bias is None else self.bias.float(), row_tile=ROW_TILE)
 
     def __call__(self, x, residual=None):
         out = self._wide(x).to(x.dtype)
@@ -53,7 +55,7 @@ class DeviceExperts:
 
 
 def route(x, weight, bias, *, num_shared, **settings):
-    routing = ops.route(x, weight, bias, **settings)
+    routing = ops.route(x, weight, bias, **settings, row_tile=ROW_TILE)
     shared = torch.arange(len(weight), len(weight) + num_shared, dtype=torch.int32).expand(len(x), -1)
     return torch.cat([routing.experts.int(), shared], 1), torch.cat([routing.weights, torch.ones(len(x), num_shared)], 1)
 
@@ -72,9 +74,18 @@ def paged_attention(queries, kv, batch, *, scale):
     assert all(b - a <= batch.max_query_len for a, b in pairwise(starts)) and max(lengths) <= batch.max_kv_len
     real = [r for r in range(num_requests) if lengths[r]]
     out = torch.zeros_like(queries)
+    if not real:
+        return out
+    assert all(starts[r + 1] == starts[s] for r, s in pairwise(real)), "requests of length 0 stand behind the others"
     bounds = [starts[r] for r in real] + [starts[real[-1] + 1]]
     out[: bounds[-1]] = ops.paged_attention(
-        queries[: bounds[-1]], kv, query_starts=bounds, kv_lengths=[lengths[r] for r in real], page_table=page_table[real], scale=scale
+        queries[: bounds[-1]],
+        kv,
+        query_starts=bounds,
+        kv_lengths=[lengths[r] for r in real],
+        page_table=page_table[real],
+        scale=scale,
+        row_tile=ROW_TILE,
     )
     return out
 

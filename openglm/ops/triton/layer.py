@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openglm.ops.draft_chains import check_chains
+from openglm.ops.draft_chains import Chains, check_chains, rows_of
 from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer
 from openglm.ops.reference.highest import highest
@@ -135,6 +136,10 @@ class DeviceLayer:
     def __call__(self, x: Tensor, batch: PagedBatch, *, rope: Tensor, positions: Tensor, kv: KVLayer) -> Tensor:
         """x [T, H] -> [T, H]; rope [positions, 2, rotary_dim / 2] fp32 is the whole table, kv the layer's pages."""
         queries = self.write_kv(x, rope=rope, positions=positions, slots=batch.slots, kv=kv)
+        return self.attend(x, queries, batch, kv)
+
+    def attend(self, x: Tensor, queries: Tensor, batch: PagedBatch, kv: KVLayer) -> Tensor:
+        """What is left of the layer for rows x [T, H] whose keys and values are stored: queries [T, Hq, D] -> [T, H]."""
         x = self._o(paged_attention(queries, kv, batch, scale=self._scale).flatten(1), x)
         out: Tensor = self.mlp(rms_norm(x, self._post_norm, self._eps), x)
         return out
@@ -197,6 +202,12 @@ class DeviceMTP:
         self._eh, self.layer, self._head = eh, layer, head
         self._embedding, self._rope, self._eps = embedding.detach(), rope, eps
         self._enorm, self._hnorm, self._norm = (t.detach() for t in (enorm, hnorm, norm))
+        self.hidden_size, self.dtype = embedding.shape[1], embedding.dtype
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a chain can be captured in a CUDA graph."""
+        return self.layer.capturable
 
     def __call__(self, tokens: Tensor, hidden: Tensor, batch: PagedBatch, *, positions: Tensor) -> Tensor:
         """tokens [T] that follow the states hidden [T, H] at positions [T] -> [T, H] after the layer's own norm; its pages come last."""
@@ -234,43 +245,51 @@ class DeviceMTP:
             embedding=self._embedding,
             num_positions=self._rope.shape[0],
         )
-        sources: list[int] = []
-        requests: list[int] = []
-        places: list[int] = []
-        for r, (first, count, start) in enumerate(zip(first_rows, counts, positions, strict=True)):
-            sources += range(first, first + count)
-            requests += [r] * count
-            places += range(start, start + count)
-        given = torch.tensor([list(tokens), sources, requests, places], device=hidden.device)  # one copy to the device
-        states = hidden.index_select(0, given[1])
-        ends: list[int] = []
-        for count in counts:
-            ends.append(count + (ends[-1] if ends else 0))
-        tips = [end - 1 for end in ends]
-        before = sorted(set(range(len(tokens))) - set(tips))
-        if before:
-            index = torch.tensor(before, device=hidden.device)
-            ids, owners, at = given[0][index], given[2][index], given[3][index]
-            self.write_kv(ids, states[index], at, _slots(page_table, owners, at), kv)
-        index = torch.tensor(tips, device=hidden.device)
-        ids, owners, at, states = given[0][index], given[2][index], given[3][index], states[index]
-        drafted = torch.zeros(rows, depths[0], dtype=torch.int64, device=hidden.device)
-        logits = torch.zeros(rows, depths[0], device=hidden.device)
-        for step in range(depths[0]):
-            kept = sum(depth > step for depth in depths)
-            ids, owners, at, states = ids[:kept], owners[:kept], at[:kept], states[:kept]
+        places, owners, sources = rows_of(first_rows, counts, positions)
+        tips = [end - 1 for end in accumulate(counts)]
+        given = _to_device([*tokens, *places, *owners, *sources, *tips, *depths], hidden.device)
+        ids, at, own, origin, last_rows, wanted = given.split([len(tokens)] * 4 + [rows] * 2)
+        chains = Chains(ids, at, own, last_rows, wanted, page_table)
+        kept = [sum(depth > step for depth in depths) for step in range(depths[0])]
+        return self.chain(hidden.index_select(0, origin), chains, kept=kept, max_kv_len=last, kv=kv, num_tokens=num_tokens)
+
+    def chain(
+        self, states: Tensor, chains: Chains, *, kept: Sequence[int], max_kv_len: int, kv: KVLayer, num_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """All entries of states [T, H], and drafts [R, D] and logits [R, D] of `draft`, without the host.
+
+        Step d of D computes the first kept[d] sequences, of which those that go no deeper write and see nothing.
+        """
+        table, depths, tips, device = chains.page_table, chains.depths, chains.tips, states.device
+        place = table[chains.owners.clamp(min=0), chains.positions // PAGE_SIZE] * PAGE_SIZE + chains.positions % PAGE_SIZE
+        slots = torch.where(chains.owners < 0, -1, place)
+        given = self._input(chains.tokens, states)
+        queries = self.layer.write_kv(given, rope=self._rope, positions=chains.positions, slots=slots, kv=kv)
+        # Everything that steps need beside states and ids: sequences that stop stay where they are, on pages that they have.
+        steps = torch.arange(len(kept), device=device).unsqueeze(1)
+        live = depths > steps
+        at = (chains.positions[tips] + torch.minimum(steps, depths - 1)).clamp(min=0)  # [D, R]
+        slots = torch.where(live, table.gather(1, (at // PAGE_SIZE).t()).t() * PAGE_SIZE + at % PAGE_SIZE, -1)
+        lengths = torch.where(live, at + 1, 0)
+        starts = torch.arange(tips.shape[0] + 1, device=device)
+        drafted = torch.zeros(tips.shape[0], len(kept), dtype=torch.int64, device=device)
+        logits = torch.zeros(tips.shape[0], len(kept), device=device)
+        ids = tips
+        for step, count in enumerate(kept):
             batch = PagedBatch.static(
-                offsets=torch.cat([torch.arange(kept + 1, device=hidden.device), at + 1]),
+                offsets=torch.cat([starts[: count + 1], lengths[step, :count]]),
                 max_query_len=1,
-                max_kv_len=last,
-                page_table=page_table[:kept],
-                slots=_slots(page_table, owners, at),
+                max_kv_len=max_kv_len,
+                page_table=table[:count],
+                slots=slots[step, :count],
                 kv=(kv,),
             )
-            states = self(ids, states, batch, positions=at)
+            if step:
+                states = self(ids[:count], states[:count], batch, positions=at[step, :count])
+            else:
+                states = rms_norm(self.layer.attend(given[tips], queries[tips], batch, kv), self._norm, self._eps)
             values, ids = highest(self._head.logits(states)[:, :num_tokens])
-            drafted[:kept, step], logits[:kept, step] = ids, values
-            at = at + 1
+            drafted[:count, step], logits[:count, step] = ids, values
         return drafted, logits
 
     def _input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
@@ -280,6 +299,8 @@ class DeviceMTP:
         return joined
 
 
-def _slots(page_table: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
-    """Where the positions [T] of the requests [T] are stored."""
-    return page_table[requests, positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """One copy, for which nobody waits."""
+    if device.type == "cpu":
+        return torch.tensor(values)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
