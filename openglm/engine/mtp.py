@@ -155,7 +155,8 @@ class MTPProposer:
         chains, logits = found or layer.draft(
             hidden, tokens=tokens, **asked, page_table=runner.page_table(sequences), kv=runner.kv[-1], num_tokens=self._num_tokens
         )
-        if not isinstance(chains, Tensor):
+        if not isinstance(chains, Tensor) or not isinstance(logits, Tensor):
+            assert not isinstance(chains, Tensor) and not isinstance(logits, Tensor)
             return _sound_chains(settled, wanting, chains, logits)
         read, (rows, depth) = runner.read_back(torch.cat([chains.double(), logits.double()], 1).flatten()), chains.shape
 

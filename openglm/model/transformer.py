@@ -155,12 +155,13 @@ class GlmModel(nn.Module):
         """Whether a step of the trunk can be captured in a CUDA graph: device kernels run it and no layer waits for host memory."""
         return self.packed is not None and not isinstance(self.packed, ops.PackedTrunk) and self.packed.capturable
 
-    def on_device(self, *, host_experts: Sequence[int] | None = None) -> DeviceWeights:
+    def on_device(self, *, host_experts: Sequence[int] | None = None, quantize_activations: bool = False) -> DeviceWeights:
         """The way to the kernels of a GPU (`openglm.ops.triton`), for `pack` or a loader; needs Triton to be closed.
 
-        `host_experts`: how many experts of each KV layer stay in host memory and are computed there.
+        `host_experts`: how many experts of each KV layer stay in host memory and are computed there; `quantize_activations`: see
+        `DeviceWeights`.
         """
-        return DeviceWeights(self, host_experts=host_experts)
+        return DeviceWeights(self, host_experts=host_experts, quantize_activations=quantize_activations)
 
     def open_packed(self, format_of: Callable[[str], ops.WeightFormat]) -> dict[str, tuple[ops.PackedLinear, ...]]:
         """For every matrix that packing replaces, by parameter name: the packed weights that take its rows, one behind the other.

@@ -423,6 +423,8 @@ def test_reasoning_is_stopped_at_the_next_token_in_both_ways():
 class LazyMTP:
     """Stands for an MTP layer on a device: its answers are tensors."""
 
+    capturable = False
+
     def __init__(self, inner, device: RecordedGraphs) -> None:
         self._inner, self._device = inner, device
         self.damaged_at = -1

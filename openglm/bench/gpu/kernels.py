@@ -224,7 +224,7 @@ def _experts(config: ModelConfig, place: Place, *, fp8: bool) -> Operation:
 
 
 def _router(config: ModelConfig, place: Place) -> Operation:
-    from openglm.ops.triton.router import route
+    from openglm.ops.triton.router import route, tickets
 
     hidden, count = config.hidden_size, config.n_routed_experts
     weight = (_normal(place, count, hidden).float() * hidden**-0.5).bfloat16()
@@ -234,13 +234,14 @@ def _router(config: ModelConfig, place: Place) -> Operation:
         "norm_topk_prob": config.norm_topk_prob,
         "scaling": config.routed_scaling_factor,
     }
+    counters = tickets(place.device)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def error(rows: int) -> float:
         x = _normal(place, rows, hidden)
         expected = reference.experts.route(x, weight, bias, **settings)
         with poisoned():
-            ids, weights = route(x, weight, bias, **settings, num_shared=config.n_shared_experts)
+            ids, weights = route(x, weight, bias, **settings, num_shared=config.n_shared_experts, counters=counters)
         routed = ids[:, : config.num_experts_per_tok].long()
         seen.append((routed, expected.experts))
         same = (routed == expected.experts).all(-1)
@@ -249,7 +250,7 @@ def _router(config: ModelConfig, place: Place) -> Operation:
 
     def timed(rows: int) -> Timed:
         x = _normal(place, rows, hidden)
-        call = repeated(lambda: route(x, weight, bias, **settings, num_shared=config.n_shared_experts), 16)
+        call = repeated(lambda: route(x, weight, bias, **settings, num_shared=config.n_shared_experts, counters=counters), 16)
         return Timed(call, 16, weight.nbytes, 2 * rows * weight.numel())
 
     return Operation(error, timed)

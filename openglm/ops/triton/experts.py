@@ -28,7 +28,7 @@ from torch import Tensor
 from openglm.ops.reference.fp8_kv import FP8
 from openglm.ops.triton.device import INTERPRETED, limits
 from openglm.ops.triton.products import multiplied, numbers, rounded
-from openglm.ops.triton.router import route
+from openglm.ops.triton.router import route, tickets
 from openglm.ops.triton.tuning import Tile, fitting, tuner
 
 Choice = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -223,6 +223,7 @@ class DeviceExperts:
             norm_topk_prob=norm_topk_prob,
             scaling=scaling,
             num_shared=num_shared,
+            counters=tickets(router.device),
         )
         """The router. Whoever measures may put another choice in its place."""
 

@@ -26,9 +26,9 @@ from openglm.ops.triton.attention import paged_attention
 from openglm.ops.triton.experts import DeviceExperts
 from openglm.ops.triton.host_experts import HostExperts
 from openglm.ops.triton.linear import DeviceLinear
-from openglm.ops.triton.norm import rms_norm
+from openglm.ops.triton.norm import add_rms_norm, rms_norm
 from openglm.ops.triton.rope import rope_and_write
-from openglm.ops.triton.router import route
+from openglm.ops.triton.router import route, tickets
 
 
 class DeviceBlock(Protocol):
@@ -77,7 +77,7 @@ class DeviceMoE:
     ) -> None:
         """router [E, H] and router_bias [E] fp32 cover all experts, wherever they are."""
         self._local, self._host, self._shared = local, host, shared
-        self._router, self._bias, self._settings = router, router_bias, settings
+        self._router, self._bias, self._settings, self._counters = router, router_bias, settings, tickets(router.device)
 
     @property
     def capturable(self) -> bool:
@@ -95,6 +95,7 @@ class DeviceMoE:
             norm_topk_prob=s.norm_topk_prob,
             scaling=s.scaling,
             num_shared=0,
+            counters=self._counters,
         )
         pending = None if self._host is None else self._host.start(x, weights, ids)
         total = None if self._local is None else self._local.routed(x, weights, ids).float()
@@ -113,6 +114,7 @@ class DeviceLayer:
         self,
         *,
         qkv: DeviceLinear,
+        qkv_bias: Tensor | None,
         o: DeviceLinear,
         mlp: DeviceMLP | DeviceExperts | DeviceMoE,
         input_norm: Tensor,
@@ -123,8 +125,8 @@ class DeviceLayer:
         num_heads: int,
         head_dim: int,
     ) -> None:
-        """Norm weights [H] or [D] have the dtype of the activations."""
-        self._qkv, self._o, self.mlp = qkv, o, mlp
+        """Norm weights [H] or [D] have the dtype of the activations; qkv has no bias of its own, the kernel behind it adds qkv_bias."""
+        self._qkv, self._qkv_bias, self._o, self.mlp = qkv, qkv_bias, o, mlp
         self._input_norm, self._post_norm, self._q_norm, self._k_norm = input_norm, post_norm, q_norm, k_norm
         self._eps, self._num_heads, self._scale = eps, num_heads, head_dim**-0.5
 
@@ -140,8 +142,13 @@ class DeviceLayer:
 
     def attend(self, x: Tensor, queries: Tensor, batch: PagedBatch, kv: KVLayer) -> Tensor:
         """What is left of the layer for rows x [T, H] whose keys and values are stored: queries [T, Hq, D] -> [T, H]."""
-        x = self._o(paged_attention(queries, kv, batch, scale=self._scale).flatten(1), x)
-        out: Tensor = self.mlp(rms_norm(x, self._post_norm, self._eps), x)
+        attended = paged_attention(queries, kv, batch, scale=self._scale).flatten(1)
+        if self._o.rounds(attended.shape[0], attended.dtype):  # torch's product of rounded rows adds no residual; the norm does
+            normed, x = add_rms_norm(self._o(attended), x, self._post_norm, self._eps)
+        else:
+            x = self._o(attended, x)
+            normed = rms_norm(x, self._post_norm, self._eps)
+        out: Tensor = self.mlp(normed, x)
         return out
 
     def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> Tensor:
@@ -149,6 +156,7 @@ class DeviceLayer:
         queries: Tensor = rope_and_write(
             self._qkv(rms_norm(x, self._input_norm, self._eps)),
             num_heads=self._num_heads,
+            bias=self._qkv_bias,
             q_norm=self._q_norm,
             k_norm=self._k_norm,
             eps=self._eps,

@@ -16,6 +16,7 @@ POINTERS = {
     "logits": "*fp32",
     "bias": "*fp32",
     "pairs": "*i32",
+    "tickets": "*i32",
     "block_experts": "*i64",
 }
 
@@ -30,9 +31,11 @@ def main(target, model, *how):
     """Every tile, or with `best` the first of each kernel."""
     height, width, total = MODELS[model]
     device = compiling.LIMITS[target]
-    build("route", router._route_kernel, {"K": 8, "S": 1, "NORM": True, "BLOCK": triton.next_power_of_2(total)}, target)
+    choice = {"K": 8, "S": 1, "NORM": True, "BLOCK": triton.next_power_of_2(total)}
+    build("route", router._route_kernel, choice, target)
     logits = {"H": height, "BN": router._FEW_EXPERTS, "BK": router._FEW_INNER}
-    build("logits", router._logits_kernel, logits, target, router="*fp32")
+    for stored in ("*bf16", "*fp32"):
+        build(f"route few {stored}", router._few_kernel, {**logits, **choice}, target, router=stored)
     for fp8 in (False, True):
         stored = "*u8" if fp8 else "*bf16"
         for name, tiles in experts.TILES.items():
