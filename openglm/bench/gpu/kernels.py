@@ -30,11 +30,12 @@ from openglm.bench.gpu.weights import random_kv, random_matrix
 from openglm.config import ModelConfig, variant
 from openglm.engine.request import SamplingParams
 from openglm.engine.sampler import filtered_probabilities
-from openglm.ops import FP8, PAGE_SIZE, Fp8KV, KVLayer, PagedBatch, dequantize_kv, kv_tensors, reference, rope_table, swiglu
+from openglm.ops import FP8, PAGE_SIZE, Fp8KV, KVLayer, PagedBatch, dequantize_kv, kv_tensors, quantize_kv, reference, rope_table, swiglu
 from openglm.ops.triton.matrix import DeviceMatrix
 
 _ROWS = (1, 2, 3, 4, 7, 8, 16, 33, 128)
 _TIMED_ROWS = (1, 8, 128)
+_PROMPT_ROWS = 2048  # of a chunk: experts have tiles of their own for it, and rows of FP8 layers are rounded
 _COLD_BYTES = 512 << 20
 _MOST_COPIES = 64
 _MODELS = {"air": ("glm-4.5-air", "tiny-air"), "4.5": ("glm-4.5", "tiny-355b")}
@@ -66,6 +67,12 @@ def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
         config = variant(small if place.rehearsal else full)
         for operation, make in _operations(config, place):
             yield Case(f"{name}: {operation}", partial(measure, place, make, rows, timed, known))
+        prompt = (20,) if place.rehearsal else (_PROMPT_ROWS,)
+        for fp8 in (True, False):
+            make = partial(_experts, config, place, fp8=fp8)
+            yield Case(f"{name}: experts of a chunk, {'fp8' if fp8 else 'bf16'}", partial(measure, place, make, prompt, prompt, known))
+        make = partial(_linear, place, config.hidden_size, config.query_dim, fp8=True, quantize_activations=True)
+        yield Case(f"{name}: o of a chunk, rounded rows", partial(measure, place, make, prompt, prompt, known))
 
 
 @torch.inference_mode()
@@ -150,19 +157,20 @@ def _copies(place: Place, num_bytes: float) -> int:
     return 2 if place.rehearsal else int(max(1, min(_MOST_COPIES, -(-_COLD_BYTES // num_bytes))))
 
 
-def _linear(place: Place, n: int, k: int, *, fp8: bool, logits: bool = False) -> Operation:
+def _linear(place: Place, n: int, k: int, *, fp8: bool, logits: bool = False, quantize_activations: bool = False) -> Operation:
     from openglm.ops.triton.linear import DeviceLinear
 
     num_bytes = n * k * (1 if fp8 else 2)
     matrices = [_matrix(place, n, k, fp8=fp8) for _ in range(_copies(place, num_bytes))]
-    linears = [DeviceLinear(matrix.data, scales=matrix.scales) for matrix in matrices]
+    linears = [DeviceLinear(matrix.data, scales=matrix.scales, quantize_activations=quantize_activations) for matrix in matrices]
 
     def run(linear: DeviceLinear, x: Tensor) -> Tensor:
         return linear.logits(x) if logits else linear(x)
 
     def error(rows: int) -> float:
         x, residual = _normal(place, rows, k), _normal(place, rows, n)
-        wide = x.float() @ _wide(matrices[0].data, matrices[0].scales).t()
+        rounded = dequantize_kv(*quantize_kv(x), torch.float32) if linears[0].rounds(rows, x.dtype) else x.float()
+        wide = rounded @ _wide(matrices[0].data, matrices[0].scales).t()
         with poisoned():
             found = run(linears[0], x)
             added = None if logits else linears[0](x, residual)
