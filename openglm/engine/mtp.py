@@ -158,12 +158,13 @@ class MTPProposer:
         if not isinstance(chains, Tensor) or not isinstance(logits, Tensor):
             assert not isinstance(chains, Tensor) and not isinstance(logits, Tensor)
             return _sound_chains(settled, wanting, chains, logits)
-        read, (rows, depth) = runner.read_back(torch.cat([chains.double(), logits.double()], 1).flatten()), chains.shape
+        count, depth = chains.shape
+        read = runner.read_back(torch.cat([chains.double(), logits.double()]).flatten())  # fp64 holds both exactly
 
         def drafts() -> Drafts:
             values = read()
-            pairs = [values[2 * depth * row : 2 * depth * (row + 1)] for row in range(rows)]
-            return _sound_chains(settled, wanting, [[int(token) for token in pair[:depth]] for pair in pairs], [p[depth:] for p in pairs])
+            rows = [values[row * depth : (row + 1) * depth] for row in range(2 * count)]
+            return _sound_chains(settled, wanting, [[int(token) for token in row] for row in rows[:count]], rows[count:])
 
         return drafts
 

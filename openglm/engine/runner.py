@@ -57,7 +57,7 @@ class Batch:
 
 
 class Runner:
-    """The model, its KV pages, and the page tables. One step at a time."""
+    """The model, its KV pages, and the page tables. Steps run in the order in which they are given."""
 
     def __init__(self, model: GlmModel, config: ResolvedEngineConfig, *, graph_device: GraphDevice | None = None) -> None:
         """`graph_device` takes the place of the GPU's own graphs."""
@@ -174,6 +174,8 @@ class Runner:
 
     def zero_pages(self, pages: Seq[int], *, only_mtp: bool = False) -> None:
         """Wipe pages that may hold NaN: attention multiplies masked slots by zero, which would keep NaN alive."""
+        if not pages:
+            return
         index = to_device(pages, torch.int64, self.device)
         for layer in self.kv[-1:] if only_mtp else self.kv:
             for tensor in kv_tensors(layer):

@@ -52,7 +52,9 @@ class PageMachine(RuleBasedStateMachine):
         before = self.pool.num_available
         on_device = [self.pool.find(key) for key in keys[:num_hits] if self.pool.find(key) is not None]
         idle = sum(1 for page in on_device if self.pool.num_users(page) == 0)
+        could = self.pool.could_acquire(keys[:num_hits], len(keys) + extra, spare=spare)
         pages = self.pool.acquire(keys[:num_hits], len(keys) + extra, spare=spare)
+        assert could == (pages is not None)
         assert (pages is None) == (len(keys) + extra - len(on_device) + spare > before - idle)
         if pages is None:
             assert self.pool.num_available == before

@@ -148,9 +148,8 @@ def run_workload(seed: int, *, overlap: bool, depth: int, preempt: int = 0, **se
         if params.constraint is not None or params.thinking_budget is not None:
             prompt = constrained_runs.prompt(constrained_runs.CONTENT if params.constraint is not None else constrained_runs.REASONING)
         scheduling = SchedulingParams(timeout_s=5.0 if number == 7 else None, priority=rng.randrange(2))
-        family = siblings(
-            GenerationRequest(f"r{number}", prompt, params, scheduling=scheduling), 1 if number == 7 else rng.choice((1, 1, 1, 2))
-        )
+        count = 1 if number == 7 else rng.choice((1, 1, 1, 2))
+        family = siblings(GenerationRequest(f"r{number}", prompt, params, scheduling=scheduling), count)
         arrivals.setdefault(12 * rng.randrange(8), []).extend(family)
         if rng.random() < 0.25:
             ends[f"r{number}"] = rng.randrange(1, 12)
@@ -181,17 +180,17 @@ TIGHT = {"max_num_seqs": 5, "max_num_batched_tokens": 64, "kv_cache_tokens": 64 
 
 @pytest.mark.parametrize("depth", [0, 2])
 @pytest.mark.parametrize("settings", [ROOMY, TIGHT], ids=["roomy", "tight"])
-@pytest.mark.parametrize("seed", [2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 16))])
+@pytest.mark.parametrize("seed", [2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 16))])
 def test_random_workloads_end_alike(seed, settings, depth):
     on, off = (run_workload(seed, overlap=overlap, depth=depth, **settings) for overlap in (True, False))
     roomy = settings is ROOMY
     assert on.answers(drafts=depth > 0, cached=False) == off.answers(drafts=depth > 0, cached=False)
     ours, theirs = on.core.stats(), off.core.stats()
-    assert ours.num_steps_ahead > (40 if seed < 4 else 0) and theirs.num_steps_ahead == 0
+    assert (ours.num_steps_ahead > 40 or seed > 3) and theirs.num_steps_ahead == 0  # in some, one with penalties always runs
     assert (ours.num_finished, ours.num_generated_tokens) == (theirs.num_finished, theirs.num_generated_tokens)
     for stats in (ours, theirs):
         assert stats.pages_held == 0 == stats.kv_accounting_errors and stats.pages_free + stats.pages_cached == stats.pages_total
-    assert roomy or seed >= 4 or ours.num_preemptions > 0
+    assert roomy or seed > 3 or ours.num_preemptions > 0
     mine, yours = on.published(), off.published()
     assert not roomy or mine.keys() == yours.keys()
     common = mine.keys() & yours.keys()
@@ -264,6 +263,17 @@ def test_the_host_reads_a_step_only_when_the_next_one_is_launched():
     events.clear()
     drain(core)
     assert events == ["launch", "ask", "read", "read"], "the end by length is known, so nothing is launched in vain"
+
+
+def test_prompt_lookup_goes_on_ahead_while_nobody_looks():
+    answers = []
+    for overlap in (True, False):
+        core = make_core(overlap=overlap, num_speculative_tokens=2, speculative_method="ngram")
+        core.depth_policy = Sometimes(2)
+        outputs = generate(core, [[1, 2, 3, 1, 2, 3, 1], [7] * 9], SamplingParams(max_tokens=60, temperature=0, ignore_eos=True))
+        answers.append(outputs)
+        assert (core.stats().num_steps_ahead > 20) is overlap
+    assert answers[0] == answers[1] and sum(output.num_drafted for output in answers[0]) > 0
 
 
 def test_an_idle_engine_holds_no_unread_step():
@@ -480,20 +490,26 @@ def test_drafts_are_read_when_the_next_step_needs_them():
 
 
 @needs_native
+@pytest.mark.parametrize("sometimes", [False, True])
 @pytest.mark.parametrize("preempt", [0, 5])
-def test_drafts_read_later_are_the_same(preempt):
+def test_drafts_read_later_are_the_same(preempt, sometimes):
+    """Also where steps without drafts between them are launched ahead."""
     rng = random.Random(2)
     prompts = [[rng.randrange(24) for _ in range(n)] for n in (1, 63, 64, 65, 130)]
     each = [SamplingParams(max_tokens=25, temperature=i % 2, seed=i, logprobs=1) for i in range(5)]
     found = []
     for lazy in (True, False):
-        core = lazy_core(lazy=lazy)
+        core = lazy_core(lazy=lazy, overlap_scheduling=lazy)
+        if sometimes:
+            core.depth_policy = Sometimes(2)
         if preempt:
             preempt_often(core, every=preempt)
         found.append((generate(core, prompts, each), core.stats()))
     (ours, mine), (theirs, yours) = found
     assert ours == theirs
-    assert mine.accepted_by_position == yours.accepted_by_position and mine.accepted_by_position[0] > 0
+    assert (mine.num_steps_ahead > 5) is sometimes
+    assert mine.accepted_by_position == yours.accepted_by_position and (sometimes or mine.accepted_by_position[0] > 0)
+    assert mine.drafted_by_position == yours.drafted_by_position and mine.drafted_by_position[1] > 0
     assert (mine.pages_cached, mine.num_steps, mine.pages_held) == (yours.pages_cached, yours.num_steps, 0)
 
 
@@ -517,6 +533,31 @@ def test_damaged_drafts_leave_no_page_to_others_though_they_are_read_later(end):
     core.add(GenerationRequest("b", [1] * 70, PATIENT))
     assert core.step()[0].num_cached_tokens == 0
     assert core.scheduler.check() is None
+
+
+def test_requests_aborted_at_any_point_while_steps_are_in_flight_leak_no_page():
+    rng = random.Random(4)
+    core = make_core(max_model_len=128, kv_cache_tokens=64 * 5, max_num_seqs=4, max_num_batched_tokens=40)
+    live: list[str] = []
+    for number in range(300):
+        prompt = [rng.randrange(384) for _ in range(rng.choice((1, 3, 62, 70)))]
+        core.add(GenerationRequest(f"r{number}", prompt, SamplingParams(max_tokens=50, temperature=0, ignore_eos=True)))
+        live.append(f"r{number}")
+        if number % 40 == 0:
+            core.scheduler.preempt_all()
+        while len(live) > rng.randrange(7):
+            for _ in range(rng.randrange(5)):
+                finished = [output.request_id for output in core.step() if output.finish_reason is not None]
+                live = [name for name in live if name not in finished]
+            if live:
+                assert core.abort(live.pop(rng.randrange(len(live)))) is not None
+            assert core.scheduler.check() is None
+    for name in live:
+        core.abort(name)
+    stats = core.stats()
+    assert not core.has_work and core.step() == []
+    assert stats.num_steps_ahead > 50 and stats.num_finished["abort"] > 200
+    assert stats.pages_held == 0 == stats.kv_accounting_errors and stats.pages_free + stats.pages_cached == stats.pages_total
 
 
 def test_a_depth_of_zero_rests():

@@ -94,6 +94,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             num_output, num_preempted = before[sequence.id]
             assert sequence.num_output > num_output or sequence.num_preempted > num_preempted, "a stream waits only if preempted"
 
+    @precondition(lambda self: self.scheduler.running)
+    @rule()
+    def reserve_ahead(self):
+        going_on = [s for s in self.scheduler.running if s.decoding and len(s.tokens) + 1 < s.max_total]
+        before, available = [list(s.pages) for s in going_on], self.scheduler.pool.num_available
+        if self.scheduler.reserve_ahead(going_on):
+            assert all(len(s.pages) * self.scheduler.limits.page_size > len(s.tokens) for s in going_on)
+            assert all(s.pages[: len(pages)] == pages for s, pages in zip(going_on, before, strict=True))
+        else:
+            assert ([s.pages for s in going_on], self.scheduler.pool.num_available) == (before, available)
+
     @rule(times=st.integers(5, 15))
     def run(self, times):
         for _ in range(times):

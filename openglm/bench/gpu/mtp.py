@@ -107,7 +107,11 @@ def _projected(full: FullSize, sequences: int, context: int, known: dict[str, Va
 
 
 def _engine(full: FullSize, sequences: int) -> Values:
-    """A step of the whole engine, scheduler, sampling and all, over the bare replay of the graph that it runs."""
+    """A step of the whole engine, scheduler, sampling and all, over the bare replay of the graph that it runs.
+
+    Steps are launched ahead of the host (`engine.pipeline`), so a call returns when the step before the newest is done: the time between
+    two returns is the device's, unless the host needs more.
+    """
     prompt, settling, steps = (5, 1, 2) if full.place.rehearsal else (1024, 8, 60)
     tokens = sequences + settling + steps + 2  # the first speak while others' prompts are read
     core = _core(full, sequences, drafts=0, prompt=prompt, tokens=tokens)
@@ -117,10 +121,14 @@ def _engine(full: FullSize, sequences: int) -> Values:
         speaking.update(output.request_id for output in core.step())
     times = []
     for number in range(settling + steps):
+        if number == settling:
+            ahead = core.stats().num_steps_ahead
         began = time.perf_counter()
         core.step()
         if number >= settling:
             times.append(time.perf_counter() - began)
+    if core.stats().num_steps_ahead - ahead < steps:
+        raise EngineError("the engine did not launch its steps ahead of the host")
     graphs = core.runner.graphs
     graph = None if graphs is None else graphs.find(sequences, 1, prompt + settling)
     if graph is None or not graph.num_replays:
@@ -177,7 +185,11 @@ def _core(full: FullSize, sequences: int, *, drafts: int, prompt: int, tokens: i
         request_timeout_s=None,
         device_kernels=True,
     )
-    return EngineCore(full.model, config, graph_device=CalledAgain() if full.place.rehearsal else None)
+    if not full.place.rehearsal:
+        return EngineCore(full.model, config)
+    from openglm.ops.triton.sampling import sample
+
+    return EngineCore(full.model, config, graph_device=CalledAgain(), sample_kernel=sample)
 
 
 def _fill(core: EngineCore, sequences: int, prompt: int, tokens: int) -> None:
