@@ -270,15 +270,16 @@ class DeviceMTP:
         """
         table, depths, tips, device = chains.page_table, chains.depths, chains.tips, states.device
         place = table[chains.owners.clamp(min=0), chains.positions // PAGE_SIZE] * PAGE_SIZE + chains.positions % PAGE_SIZE
-        slots = torch.where(chains.owners < 0, -1, place)
+        slots = place.masked_fill(chains.owners < 0, -1)
         given = self._input(chains.tokens, states)
         queries = self.layer.write_kv(given, rope=self._rope, positions=chains.positions, slots=slots, kv=kv)
         # Everything that steps need beside states and ids: sequences that stop stay where they are, on pages that they have.
         steps = torch.arange(len(kept), device=device).unsqueeze(1)
-        live = depths > steps
+        still = depths <= steps
         at = (chains.positions[tips] + torch.minimum(steps, depths - 1)).clamp(min=0)  # [D, R]
-        slots = torch.where(live, table.gather(1, (at // PAGE_SIZE).t()).t() * PAGE_SIZE + at % PAGE_SIZE, -1)
-        lengths = torch.where(live, at + 1, 0)
+        place = table.gather(1, (at // PAGE_SIZE).t()).t() * PAGE_SIZE + at % PAGE_SIZE
+        draft_slots = place.masked_fill(still, -1).contiguous()  # `place` lies as it was turned
+        lengths = (at + 1).masked_fill(still, 0)
         starts = torch.arange(tips.shape[0] + 1, device=device)
         drafted = torch.zeros(tips.shape[0], len(kept), dtype=torch.int64, device=device)
         logits = torch.zeros(tips.shape[0], len(kept), device=device)
@@ -289,7 +290,7 @@ class DeviceMTP:
                 max_query_len=1,
                 max_kv_len=max_kv_len,
                 page_table=table[:count],
-                slots=slots[step, :count],
+                slots=draft_slots[step, :count],
                 kv=(kv,),
             )
             if step:

@@ -153,6 +153,8 @@ def rope_and_write(
         raise ValueError(f"qkv {tuple(qkv.shape)} is not [T, {total} * {head_dim}] with contiguous rows")
     if 2 * half > head_dim or not rope_table.is_contiguous() or data.shape[3] != PAGE_SIZE or not data[0].is_contiguous():
         raise ValueError("the RoPE table or the pages do not fit the heads, or are not contiguous")
+    if positions.shape != (num_tokens,) or slots.shape != (num_tokens,) or not (positions.is_contiguous() and slots.is_contiguous()):
+        raise ValueError(f"positions {tuple(positions.shape)} and slots {tuple(slots.shape)} are not {num_tokens} in a row")
     queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     if not num_tokens:
         return queries
