@@ -40,6 +40,14 @@ def check_scheme(quantization: Any, mismatches: Mismatches) -> None:
             mismatches.add(kind, f"config.json quantization_config.{name!s:.60}: weights are {scheme!r:.120}; {_SUPPORTED}")
 
 
+def rounds_activations(quantization: Any) -> bool:
+    """Whether a `quantization_config` that `check_scheme` accepts asks for activations in e4m3, with a dynamic scale per token."""
+    groups = quantization.get("config_groups") if isinstance(quantization, dict) else None
+    asked = [group.get("input_activations") for group in groups.values()] if isinstance(groups, dict) else []
+    wanted = {"num_bits": 8, "type": "float", "strategy": "token", "dynamic": True}
+    return bool(asked) and all(isinstance(inputs, dict) and {key: inputs.get(key) for key in wanted} == wanted for inputs in asked)
+
+
 def find_scale(entry: TensorEntry, tensors: dict[str, StoredTensor], mismatches: Mismatches) -> StoredTensor | None:
     """The scale of the FP8 weight `entry`; a missing or misshapen one is noted."""
     name, rows = scale_name(entry.name), entry.shape[0]

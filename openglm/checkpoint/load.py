@@ -49,6 +49,8 @@ class CheckedCheckpoint:
     directory: Path
     config: ModelConfig
     pieces: tuple[Piece, ...]
+    rounds_activations: bool
+    """Whether its quantization is meant for activations in e4m3, too."""
 
     @property
     def num_bytes(self) -> int:
@@ -73,12 +75,13 @@ def check_checkpoint(directory: str | Path, *, allow_missing_mtp: bool = False) 
     directory = Path(directory)
     config = load_config(directory)
     mismatches = Mismatches()
-    fp8.check_scheme(json.loads((directory / CONFIG_NAME).read_bytes()).get("quantization_config"), mismatches)
+    quantization = json.loads((directory / CONFIG_NAME).read_bytes()).get("quantization_config")
+    fp8.check_scheme(quantization, mismatches)
     contents = find_tensors(directory, mismatches)
     config = _settle_mtp(config, contents, mismatches, allow_missing=allow_missing_mtp)
     pieces = _match(NameTable(config), contents, mismatches)
     mismatches.raise_if_any(directory)
-    return CheckedCheckpoint(directory, config, pieces)
+    return CheckedCheckpoint(directory, config, pieces, fp8.rounds_activations(quantization))
 
 
 def load_model(

@@ -67,9 +67,9 @@ def load_packed_model(
 
     `to` rounds the layers' matrices, and for the CPU kernels `only_drafts` those of the MTP layer (see `GlmModel.pack`); None keeps e4m3
     codes where a matrix has them throughout, and else bf16, or fp32 where bf16 would lose bits; on a device, it is the model's `dtype`,
-    which may be fp16 there. `host_experts` says how many experts of each KV layer stay in host memory, for the CPU kernels; it may be
-    given for a device, and asks for the device kernels by itself. `progress` is called in the caller's thread. Raises what `load_model`
-    raises.
+    which may be fp16 there, and linear layers round many rows at once if the checkpoint asks for that (`ops.triton.linear`).
+    `host_experts` says how many experts of each KV layer stay in host memory, for the CPU kernels; it may be given for a device, and asks
+    for the device kernels by itself. `progress` is called in the caller's thread. Raises what `load_model` raises.
     """
     checkpoint = check_checkpoint(directory, allow_missing_mtp=allow_missing_mtp)
     config = checkpoint.config
@@ -80,7 +80,9 @@ def load_packed_model(
     by_parameter: dict[str, list[Piece]] = {}
     for piece in checkpoint.pieces:
         by_parameter.setdefault(piece.entry.parameter, []).append(piece)
-    on_device = None if device.type == "cpu" and host_experts is None else model.on_device(host_experts=host_experts)
+    on_device = None
+    if device.type != "cpu" or host_experts is not None:
+        on_device = model.on_device(host_experts=host_experts, quantize_activations=to is None and checkpoint.rounds_activations)
     only_drafts = only_drafts and on_device is None
     opened = (on_device or model).open_packed(lambda name: _format(name, by_parameter[name], to, only_drafts=only_drafts))
     parameters = dict(model.named_parameters()) | dict(model.named_buffers())

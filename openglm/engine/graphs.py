@@ -102,6 +102,29 @@ class CudaGraphs:
         return total - free
 
 
+class InputBuffer:
+    """The integers that a graph reads, in parts; one copy from pinned memory, for which nobody waits, fills them all."""
+
+    def __init__(self, device: GraphDevice, sizes: Seq[int], place: torch.device) -> None:
+        self._device = device
+        self._stages = [device.staging(sum(sizes)), device.staging(sum(sizes))]  # one may still be read while the other is written
+        self._waits: list[Callable[[], None] | None] = [None, None]
+        self._turn = 0
+        self._memory = torch.zeros(sum(sizes), dtype=torch.int64, device=place)
+        self.parts = self._memory.split(list(sizes))
+
+    def fill(self, values: Seq[int]) -> None:
+        """All parts, one behind the other."""
+        turn = self._turn
+        self._turn = 1 - turn
+        wait = self._waits[turn]
+        if wait is not None:
+            wait()
+        self._stages[turn].copy_(torch.tensor(values))
+        self._memory.copy_(self._stages[turn], non_blocking=True)
+        self._waits[turn] = self._device.copied()
+
+
 class Shape(NamedTuple):
     """What a graph is recorded for: at most so many requests, rows of each, and tokens of context."""
 
@@ -140,11 +163,11 @@ class StepGraphs:
         row_tile: int | None,
     ) -> None:
         """`table` [max_num_seqs + 1, pages]: the page table; padding uses its last row. `max_rows_each` counts the drafts of a request."""
-        self._model, self._device, self._row_tile = model, device, row_tile
-        self._table, self._kv = table, kv
-        self._requests = _doubling(1, max_num_seqs)
-        self._rows = list(range(1, max_rows_each + 1))
-        self._contexts = _doubling(min(SHORTEST_CONTEXT, max_model_len), max_model_len, factor=4)
+        self._model, self.device, self._row_tile = model, device, row_tile
+        self.table, self.kv = table, kv
+        self.requests = doubling(1, max_num_seqs)
+        self.rows = list(range(1, max_rows_each + 1))
+        self.contexts = doubling(min(SHORTEST_CONTEXT, max_model_len), max_model_len, factor=4)
         rows = max_num_seqs * max_rows_each
         dtype, config = model.norm.weight.dtype, model.config
         self._hidden = torch.zeros(rows, config.hidden_size, dtype=dtype, device=table.device)  # of whichever graph ran last
@@ -161,9 +184,9 @@ class StepGraphs:
 
     def shape_of(self, num_requests: int, rows_each: int, longest: int) -> Shape | None:
         """The smallest shape that holds such a batch; None when none does."""
-        if not num_requests or num_requests > self._requests[-1] or rows_each > self._rows[-1] or longest > self._contexts[-1]:
+        if not num_requests or num_requests > self.requests[-1] or rows_each > self.rows[-1] or longest > self.contexts[-1]:
             return None
-        return Shape(_first(self._requests, num_requests), rows_each, _first(self._contexts, longest))
+        return Shape(first_of(self.requests, num_requests), rows_each, first_of(self.contexts, longest))
 
     def find(self, num_requests: int, rows_each: int, longest: int) -> StepGraph | None:
         """The graph for a batch, recorded now if it is the first of its shape; None when it has to run without one."""
@@ -172,9 +195,9 @@ class StepGraphs:
 
     def record_all(self) -> None:
         """Record what decoding needs at the shortest context for every number of requests and rows; the rest follows when it occurs."""
-        for num_requests in reversed(self._requests):  # the largest first: later ones reuse its memory
-            for rows_each in reversed(self._rows):
-                shape = Shape(num_requests, rows_each, self._contexts[0])
+        for num_requests in reversed(self.requests):  # the largest first: later ones reuse its memory
+            for rows_each in reversed(self.rows):
+                shape = Shape(num_requests, rows_each, self.contexts[0])
                 if shape not in self._graphs:
                     self._record(shape)
 
@@ -182,15 +205,15 @@ class StepGraphs:
     def _record(self, shape: Shape) -> StepGraph | None:
         if shape in self._refused or len(self._graphs) >= MAX_GRAPHS:
             return None
-        before = self._device.used_bytes()
+        before = self.device.used_bytes()
         try:
             outputs = (self._hidden, self._logits)
-            graph = StepGraph(self._model, self._device, shape, outputs, table=self._table, kv=self._kv, row_tile=self._row_tile)
+            graph = StepGraph(self._model, self.device, shape, outputs, table=self.table, kv=self.kv, row_tile=self._row_tile)
         except RuntimeError as error:  # no memory, or an operation that cannot be captured; what broke the device breaks the step as well
             self._refused.add(shape)
             logger.warning("no graph of %d requests with %d rows: %s; such steps run without one", *shape[:2], error)
             return None
-        self.memory_bytes += max(0, self._device.used_bytes() - before)
+        self.memory_bytes += max(0, self.device.used_bytes() - before)
         self._graphs[shape] = graph
         return graph
 
@@ -218,13 +241,8 @@ class StepGraph:
         self._rows, self._requests = rows, requests
         self.max_new_pages = requests
         self.num_replays = 0
-        size = sum(self._sizes)
-        self._stages = [device.staging(size), device.staging(size)]  # one may still be read while the other is written
-        self._waits: list[Callable[[], None] | None] = [None, None]
-        self._turn = 0
-        self._device = device
-        self._inputs = torch.zeros(size, dtype=torch.int64, device=table.device)
-        tokens, positions, slots, offsets, table_rows, cells, pages = self._inputs.split(self._sizes)
+        self._inputs = InputBuffer(device, self._sizes, table.device)
+        tokens, positions, slots, offsets, table_rows, cells, pages = self._inputs.parts
         self._fill(StepInputs((), (), (), (0,), (), (), ()))  # nothing but padding: recording writes no KV
 
         self._outputs = hidden_out, logits_out = outputs[0][:rows], outputs[1][:rows]
@@ -274,21 +292,13 @@ class StepGraph:
             *(cell for cell, _ in inputs.new_pages), *(self._no_cell,) * unchanged,
             *(page for _, page in inputs.new_pages), *(0,) * unchanged,
         ]  # fmt: skip
-        turn = self._turn
-        self._turn = 1 - turn
-        wait = self._waits[turn]
-        if wait is not None:
-            wait()
-        stage = self._stages[turn]
-        stage.copy_(torch.tensor(values))
-        self._inputs.copy_(stage, non_blocking=True)
-        self._waits[turn] = self._device.copied()
+        self._inputs.fill(values)
         if inputs.chosen is not None:
-            tokens = self._inputs[:used]
+            tokens = self._inputs.parts[0][:used]
             tokens.copy_(inputs.chosen.index_select(0, tokens))
 
 
-def _doubling(first: int, last: int, *, factor: int = 2) -> list[int]:
+def doubling(first: int, last: int, *, factor: int = 2) -> list[int]:
     """first, first * factor, ... and last."""
     steps = [first]
     while steps[-1] < last:
@@ -296,5 +306,6 @@ def _doubling(first: int, last: int, *, factor: int = 2) -> list[int]:
     return steps
 
 
-def _first(steps: Seq[int], least: int) -> int:
+def first_of(steps: Seq[int], least: int) -> int:
+    """The first of the rising steps that is at least so much."""
     return next(step for step in steps if step >= least)

@@ -24,6 +24,7 @@ from openglm.engine.calibration import calibrate
 from openglm.engine.core import EngineCore
 from openglm.engine.draft_check import what_is_wrong
 from openglm.engine.grammar import AnswerMarks, Vocabulary
+from openglm.engine.mtp import MTPProposer
 from openglm.engine.request import GenerationRequest, SamplingParams
 from openglm.engine.thinking import ThinkingTokens
 from openglm.errors import CheckpointError, ConfigError
@@ -233,7 +234,11 @@ def warm_up(core: EngineCore) -> None:
         core.step()
     if core.runner.graphs is not None:
         core.runner.graphs.record_all()
-        logger.info("%d graphs take %.2f GiB", len(core.runner.graphs.num_replays), core.runner.graphs.memory_bytes / 2**30)
+        count = len(core.runner.graphs.num_replays)
+        if isinstance(core.proposer, MTPProposer) and core.proposer.graphs is not None:
+            core.proposer.graphs.record_all()
+            count += len(core.proposer.graphs.num_replays)
+        logger.info("%d graphs take %.2f GiB", count, core.runner.graphs.memory_bytes / 2**30)
     calibrate(core)
     core.start_over()
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from openglm import ops
 from openglm.config.engine import ResolvedEngineConfig
+from openglm.engine.draft_graphs import DraftGraphs, DraftInputs
 from openglm.engine.runner import Runner, Span
 from openglm.engine.sequence import Sequence
 from openglm.engine.speculation import Drafts, Settled
@@ -52,6 +53,11 @@ class MTPProposer:
         self._num_tokens = num_tokens
         self._waiting = [_Waiting() for _ in range(config.max_num_seqs)]  # by the sequences' rows
         self._widest_kept = 2 * config.max_num_seqs  # steps with more rows are copied from, so that no large one outlives its step
+        layer = None if runner.model.mtp is None else runner.model.mtp.packed
+        self.graphs: DraftGraphs | None = None
+        """Recorded chains, where steps are recorded too."""
+        if layer is not None and not isinstance(layer, ops.PackedMTP) and layer.capturable and runner.graphs is not None:
+            self.graphs = DraftGraphs(layer, runner.graphs, num_tokens=num_tokens)
 
     def propose(self, settled: Seq[Settled], hidden: Tensor) -> Drafts | Callable[[], Drafts]:
         """Write or retain what the step settled, and chain as many drafts as each sequence wants."""
@@ -135,16 +141,19 @@ class MTPProposer:
         tokens: list[int] = []
         for sequence, _, num_rows, start, _ in items:
             tokens += sequence.tokens[start + 1 : start + 1 + num_rows]
-        chains, logits = layer.draft(
-            hidden,
-            tokens=tokens,
-            first_rows=[item.first_row for item in items],
-            counts=[item.num_rows for item in items],
-            positions=[item.start for item in items],
-            depths=[item.depth for item in items],
-            page_table=runner.page_table([item.sequence for item in items]),
-            kv=runner.kv[-1],
-            num_tokens=self._num_tokens,
+        asked: dict[str, list[int]] = {
+            "first_rows": [item.first_row for item in items],
+            "counts": [item.num_rows for item in items],
+            "positions": [item.start for item in items],
+            "depths": [item.depth for item in items],
+        }
+        sequences = [item.sequence for item in items]
+        found = None
+        if self.graphs is not None:
+            runner.enter_pages(sequences)
+            found = self.graphs.draft(hidden, DraftInputs(tokens, **asked, table_rows=[sequence.row for sequence in sequences]))
+        chains, logits = found or layer.draft(
+            hidden, tokens=tokens, **asked, page_table=runner.page_table(sequences), kv=runner.kv[-1], num_tokens=self._num_tokens
         )
         if not isinstance(chains, Tensor) or not isinstance(logits, Tensor):
             assert not isinstance(chains, Tensor) and not isinstance(logits, Tensor)

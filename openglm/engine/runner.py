@@ -188,6 +188,15 @@ class Runner:
 
     def page_table(self, sequences: Seq[Sequence]) -> Tensor:
         """Rows [R, pages] of the sequences, up to date and as wide as the longest needs."""
+        width = self.enter_pages(sequences)
+        rows = [sequence.row for sequence in sequences]
+        first, last = rows[0], rows[0] + len(rows)
+        if rows == list(range(first, last)):  # usually: a view instead of a copy
+            return self._table[first:last, :width]
+        return self._table[to_device(rows, torch.int64, self.device), :width]
+
+    def enter_pages(self, sequences: Seq[Sequence]) -> int:
+        """Bring the page table up to date; returns how many pages the longest of the sequences has."""
         width = 0
         for sequence in sequences:
             row, pages = sequence.row, sequence.pages
@@ -197,11 +206,7 @@ class Runner:
                 self._table[row, missing.start : missing.stop] = to_device(pages[missing.start :], torch.int64, self.device)
                 self._filled[row] = now
             width = max(width, len(pages))
-        rows = [sequence.row for sequence in sequences]
-        first, last = rows[0], rows[0] + len(rows)
-        if rows == list(range(first, last)):  # usually: a view instead of a copy
-            return self._table[first:last, :width]
-        return self._table[to_device(rows, torch.int64, self.device), :width]
+        return width
 
     def _missing_pages(self, sequence: Sequence) -> range:
         """Which of the sequence's pages are not in the page table yet."""

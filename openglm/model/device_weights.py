@@ -37,10 +37,14 @@ _SHARED_GATE_UP, _SHARED_DOWN = "shared_experts.gate_up_proj.weight", "shared_ex
 class DeviceWeights:
     """The matrices of one model; used once."""
 
-    def __init__(self, model: GlmModel, *, host_experts: Sequence[int] | None = None) -> None:
-        """host_experts: how many experts of each KV layer stay in host memory (default: none). The device is that of the embedding."""
+    def __init__(self, model: GlmModel, *, host_experts: Sequence[int] | None = None, quantize_activations: bool = False) -> None:
+        """host_experts: how many experts of each KV layer stay in host memory (default: none). The device is that of the embedding.
+
+        quantize_activations: linear layers of e4m3 round many rows too, as an FP8 checkpoint may ask; experts and few rows never are.
+        """
         config = model.config
         self._model = model
+        self._quantize_activations = quantize_activations
         self._host = tuple(host_experts or (0,) * config.num_kv_layers)
         self._device, self._dtype = model.embed_tokens.device, model.embed_tokens.dtype
         self._matrices: dict[str, DeviceMatrix] = {}  # by parameter name; the shared expert in the stack has none
@@ -166,12 +170,13 @@ class DeviceWeights:
         return matrix
 
     def _linear(self, name: str, module: Linear) -> DeviceLinear:
+        """Without its bias: only QKV has one, which is added where heads are turned."""
         from openglm.ops.triton.linear import DeviceLinear
 
         matrix = self._matrices.pop(f"{name}.weight")
-        linear = DeviceLinear(matrix.data, scales=matrix.scales, bias=None if module.bias is None else module.bias.detach())
-        drop_parameters(module, "bias")
-        return linear
+        return DeviceLinear(
+            matrix.data, scales=matrix.scales, quantize_activations=self._quantize_activations and matrix.scales is not None
+        )
 
     def _mlp(self, name: str, module: MLP) -> DeviceMLP:
         from openglm.ops.triton.layer import DeviceMLP
@@ -219,7 +224,10 @@ class DeviceWeights:
 
         attention, config = module.self_attn, module.config
         mlp = self._moe(f"{name}.mlp", module.mlp) if isinstance(module.mlp, MoE) else self._mlp(f"{name}.mlp", module.mlp)
+        bias = attention.qkv_proj.bias
+        drop_parameters(attention.qkv_proj, "bias")
         return DeviceLayer(
+            qkv_bias=None if bias is None else bias.detach(),
             qkv=self._linear(f"{name}.self_attn.qkv_proj", attention.qkv_proj),
             o=self._linear(f"{name}.self_attn.o_proj", attention.o_proj),
             mlp=mlp,

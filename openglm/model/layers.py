@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from openglm import ops
 from openglm.config import ModelConfig
-from openglm.model.context import ForwardContext, PagedBatch
+from openglm.model.context import ForwardContext
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Attention(nn.Module):
         """x [T, H] normed, rope [T, 2, rotary_dim / 2] (rows of the table for the positions) -> residual + attention [T, H]."""
         qkv = self.qkv_proj(x, ctx)
         batch = ctx.attention
-        if isinstance(batch, PagedBatch):
+        if isinstance(batch, ops.PagedBatch):
             out = ops.paged_attention(
                 self._write(qkv, rope, batch, ctx),
                 batch.kv[self.layer],
@@ -140,10 +140,10 @@ class Attention(nn.Module):
     def write_kv(self, x: Tensor, rope: Tensor, ctx: ForwardContext) -> None:
         """Only store the keys and values of x [T, H], which are the same as in `forward`; nothing is attended to."""
         batch = ctx.attention
-        assert isinstance(batch, PagedBatch)
+        assert isinstance(batch, ops.PagedBatch)
         self._write(self.qkv_proj(x, ctx), rope, batch, ctx)
 
-    def _write(self, qkv: Tensor, rope: Tensor, batch: PagedBatch, ctx: ForwardContext) -> Tensor:
+    def _write(self, qkv: Tensor, rope: Tensor, batch: ops.PagedBatch, ctx: ForwardContext) -> Tensor:
         """Norm and turn qkv [T, (Hq + 2 Hkv) D], store keys and values; the queries [T, Hq, D]."""
         return ops.rope_and_write(
             qkv,
@@ -311,15 +311,7 @@ class DecoderLayer(nn.Module):
 
     def _run_packed(self, packed: ops.PackedLayer, x: Tensor, rope: Tensor, ctx: ForwardContext) -> Tensor:
         batch = ctx.pages
-        return packed(
-            x,
-            rope=rope,
-            slots=batch.slots,
-            kv=batch.kv[self.self_attn.layer],
-            offsets=batch.offsets,
-            num_requests=batch.num_requests,
-            page_table=batch.page_table,
-        )
+        return packed(x, batch, rope=rope, kv=batch.kv[self.self_attn.layer])
 
 
 def drop_parameters(module: nn.Module, *names: str) -> None:

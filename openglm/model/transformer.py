@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from openglm import ops
 from openglm.config import ModelConfig
-from openglm.model.context import ForwardContext, PagedBatch
+from openglm.model.context import ForwardContext
 from openglm.model.device_weights import DeviceWeights
 from openglm.model.layers import DecoderLayer, Experts, Linear, Placement, RMSNorm, Router
 
@@ -108,7 +108,7 @@ class GlmModel(nn.Module):
     def forward(self, tokens: Tensor, ctx: ForwardContext) -> Tensor:
         """tokens [T] int64 -> hidden states [T, H] after the final norm."""
         if self.packed is not None:
-            return self._run_packed(self.packed, tokens, ctx)
+            return self.packed(tokens, ctx.pages, positions=ctx.positions)
         x = F.embedding(tokens, self.embed_tokens)
         rope = self.rope[ctx.positions]
         for layer in self.layers:
@@ -125,19 +125,7 @@ class GlmModel(nn.Module):
             raise ValueError("this model has no MTP layer")
         packed = self.mtp.packed
         if packed is not None and not isinstance(packed, ops.PackedMTP):
-            batch = ctx.pages
-            return packed(
-                next_tokens,
-                hidden,
-                positions=ctx.positions,
-                slots=batch.slots,
-                kv=batch.kv[-1],
-                offsets=batch.offsets,
-                num_requests=batch.num_requests,
-                max_query_len=batch.max_query_len,
-                max_kv_len=batch.max_kv_len,
-                page_table=batch.page_table,
-            )
+            return packed(next_tokens, hidden, ctx.pages, positions=ctx.positions)
         out: Tensor = self.mtp(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
         return out
 
@@ -146,7 +134,7 @@ class GlmModel(nn.Module):
         if self.mtp is None:
             raise ValueError("this model has no MTP layer")
         batch = ctx.attention
-        if self.mtp.packed is not None and isinstance(batch, PagedBatch):
+        if self.mtp.packed is not None and isinstance(batch, ops.PagedBatch):
             self.mtp.packed.write_kv(next_tokens, hidden, ctx.positions, batch.slots, batch.kv[self.mtp.layer.self_attn.layer])
             return
         self.mtp.write_kv(F.embedding(next_tokens, self.embed_tokens), hidden, self.rope[ctx.positions], ctx)
@@ -167,12 +155,13 @@ class GlmModel(nn.Module):
         """Whether a step of the trunk can be captured in a CUDA graph: device kernels run it and no layer waits for host memory."""
         return self.packed is not None and not isinstance(self.packed, ops.PackedTrunk) and self.packed.capturable
 
-    def on_device(self, *, host_experts: Sequence[int] | None = None) -> DeviceWeights:
+    def on_device(self, *, host_experts: Sequence[int] | None = None, quantize_activations: bool = False) -> DeviceWeights:
         """The way to the kernels of a GPU (`openglm.ops.triton`), for `pack` or a loader; needs Triton to be closed.
 
-        `host_experts`: how many experts of each KV layer stay in host memory and are computed there.
+        `host_experts`: how many experts of each KV layer stay in host memory and are computed there; `quantize_activations`: see
+        `DeviceWeights`.
         """
-        return DeviceWeights(self, host_experts=host_experts)
+        return DeviceWeights(self, host_experts=host_experts, quantize_activations=quantize_activations)
 
     def open_packed(self, format_of: Callable[[str], ops.WeightFormat]) -> dict[str, tuple[ops.PackedLinear, ...]]:
         """For every matrix that packing replaces, by parameter name: the packed weights that take its rows, one behind the other.
@@ -217,31 +206,6 @@ class GlmModel(nn.Module):
             )
         self.packed = ops.PackedTrunk(layers, embedding=self.embed_tokens, norm=self.norm.weight, rope=self.rope)
         return self
-
-    def _run_packed(self, trunk: ops.PackedTrunk | DeviceTrunk, tokens: Tensor, ctx: ForwardContext) -> Tensor:
-        batch = ctx.pages
-        kv = batch.kv[: len(self.layers)]
-        if isinstance(trunk, ops.PackedTrunk):
-            return trunk(
-                tokens,
-                positions=ctx.positions,
-                slots=batch.slots,
-                kv=kv,
-                offsets=batch.offsets,
-                num_requests=batch.num_requests,
-                page_table=batch.page_table,
-            )
-        return trunk(
-            tokens,
-            positions=ctx.positions,
-            slots=batch.slots,
-            kv=kv,
-            offsets=batch.offsets,
-            num_requests=batch.num_requests,
-            max_query_len=batch.max_query_len,
-            max_kv_len=batch.max_kv_len,
-            page_table=batch.page_table,
-        )
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> GlmModel:

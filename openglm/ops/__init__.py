@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openglm.ops import cpu, reference
 from openglm.ops.cpu import PackedExperts, PackedLayer, PackedLinear, PackedMLP, PackedMTP, PackedTrunk, WeightFormat
+from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, Bucket, KVLayer, dense_attention, kv_tensors, paged_attention, write_kv
 from openglm.ops.reference.experts import Routing, balance_loss, experts_mlp, route
 from openglm.ops.reference.fp8_kv import FP8, Fp8KV, dequantize_kv, quantize_kv
@@ -73,6 +74,7 @@ __all__ = [
     "PackedMLP",
     "PackedMTP",
     "PackedTrunk",
+    "PagedBatch",
     "Routing",
     "WeightFormat",
     "apply_rope",

@@ -1,12 +1,36 @@
-"""What every kernel that chains drafts is asked, checked before an address or an index is made of it."""
+"""What every kernel that chains drafts is asked, checked before an address or an index is made of it, and as a device reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
 from openglm.config.engine import PAGE_SIZE
+
+
+class Chains(NamedTuple):
+    """R sequences with T settled states in all, on the device; a CUDA graph reads what the tensors hold when it runs."""
+
+    tokens: Tensor  # [T] int64: what follows each state
+    positions: Tensor  # [T] int64
+    owners: Tensor  # [T] int64: the sequence of each state; -1 in a row that pads
+    tips: Tensor  # [R] int64: each sequence's last row, where its chain begins
+    depths: Tensor  # [R] int64: drafts of each sequence; 0 pads
+    page_table: Tensor  # [R, P] int64
+
+
+def rows_of(first_rows: Sequence[int], counts: Sequence[int], positions: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Positions, owners and rows of the hidden states of all settled states, sequence after sequence."""
+    places: list[int] = []
+    owners: list[int] = []
+    rows: list[int] = []
+    for r, (first, count, start) in enumerate(zip(first_rows, counts, positions, strict=True)):
+        places += range(start, start + count)
+        owners += [r] * count
+        rows += range(first, first + count)
+    return places, owners, rows
 
 
 def check_chains(

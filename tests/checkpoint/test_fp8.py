@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openglm.checkpoint import load_model, load_packed_model, save_model
+from openglm.checkpoint.fp8 import rounds_activations
 from openglm.checkpoint.names import NameTable
 from openglm.config import variant
 from openglm.errors import CheckpointError
@@ -43,6 +44,29 @@ def add_scheme(directory, **changes):
 def write_scheme(directory, scheme):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"quantization_config": scheme}))
+
+
+DYNAMIC = {"num_bits": 8, "type": "float", "symmetric": True, "dynamic": True, "strategy": "token"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "rounds"),
+    [
+        ([DYNAMIC], True),
+        ([DYNAMIC, DYNAMIC], True),
+        ([None], False),
+        ([DYNAMIC, None], False),
+        ([DYNAMIC | {"dynamic": False}], False),
+        ([DYNAMIC | {"strategy": "tensor"}], False),
+        ([DYNAMIC | {"num_bits": 4}], False),
+        (["fp8"], False),
+        ([], False),
+    ],
+)
+def test_activations_are_rounded_if_every_group_asks(inputs, rounds):
+    scheme = {"config_groups": {f"group_{i}": {"input_activations": each} for i, each in enumerate(inputs)}}
+    assert rounds_activations(scheme) is rounds
+    assert not rounds_activations(None) and not rounds_activations({"config_groups": []})
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.bfloat16, torch.float32])

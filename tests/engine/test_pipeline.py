@@ -45,7 +45,7 @@ def make_core(*, overlap: bool = True, detokenizer=None, clock=None, kernel=None
 
 
 def device(core: EngineCore) -> RecordedGraphs:
-    return core.runner.graphs._device
+    return core.runner.graphs.device
 
 
 class Sometimes(FixedDepth):
@@ -432,6 +432,8 @@ def test_reasoning_is_stopped_at_the_next_token_in_both_ways():
 
 class LazyMTP:
     """Stands for an MTP layer on a device: its answers are tensors."""
+
+    capturable = False
 
     def __init__(self, inner, device: RecordedGraphs) -> None:
         self._inner, self._device = inner, device

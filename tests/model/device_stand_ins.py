@@ -13,15 +13,17 @@ import torch
 from openglm import ops
 from openglm.ops.reference import norm
 
+ROW_TILE = 16  # as with the kernels, a row does not depend on its company
+
 
 class DeviceLinear:
     def __init__(self, weight, *, scales=None, bias=None, quantize_activations=False):
-        assert not quantize_activations and (weight.dtype == ops.FP8) == (scales is not None)
-        self.weight, self.scales, self.bias = weight, scales, bias
+        assert (weight.dtype == ops.FP8) == (scales is not None)
+        self.weight, self.scales, self.bias, self.quantize = weight, scales, bias, quantize_activations
 
     def _wide(self, x):
         weight = self.weight.float() if self.scales is None else self.weight.float() * self.scales.unsqueeze(1)
-        return ops.linear(x.float(), weight, None if self.bias is None else self.bias.float())
+        return ops.linear(x.float(), weight, None if self.bias is None else self.bias.float(), row_tile=ROW_TILE)
 
     def __call__(self, x, residual=None):
         out = self._wide(x).to(x.dtype)
@@ -29,6 +31,9 @@ class DeviceLinear:
 
     def logits(self, x):
         return self._wide(x)
+
+    def rounds(self, rows, dtype):
+        return self.quantize and rows > 4  # what the kernels do with rounded rows is tested with them
 
 
 class DeviceExperts:
@@ -52,13 +57,14 @@ class DeviceExperts:
         return total
 
 
-def route(x, weight, bias, *, num_shared, **settings):
-    routing = ops.route(x, weight, bias, **settings)
+def route(x, weight, bias, *, num_shared, counters=None, **settings):
+    routing = ops.route(x, weight, bias, **settings, row_tile=ROW_TILE)
     shared = torch.arange(len(weight), len(weight) + num_shared, dtype=torch.int32).expand(len(x), -1)
     return torch.cat([routing.experts.int(), shared], 1), torch.cat([routing.weights, torch.ones(len(x), num_shared)], 1)
 
 
-def rope_and_write(qkv, *, num_heads, q_norm, k_norm, eps, rope_table, positions, slots, kv):
+def rope_and_write(qkv, *, num_heads, q_norm, k_norm, eps, rope_table, positions, slots, kv, bias=None):
+    qkv = qkv if bias is None else qkv + bias
     settings = {"num_heads": num_heads, "q_norm": q_norm, "k_norm": k_norm, "eps": eps}
     kept = (slots >= 0).nonzero().flatten()
     out = qkv.new_zeros(len(qkv), num_heads, ops.kv_tensors(kv)[0].shape[-1])
@@ -66,14 +72,24 @@ def rope_and_write(qkv, *, num_heads, q_norm, k_norm, eps, rope_table, positions
     return out
 
 
-def paged_attention(queries, kv, *, offsets, num_requests, max_query_len, max_kv_len, page_table, scale):
-    starts, lengths = offsets[: num_requests + 1].tolist(), offsets[num_requests + 1 :].tolist()
-    assert all(b - a <= max_query_len for a, b in pairwise(starts)) and max(lengths) <= max_kv_len
+def paged_attention(queries, kv, batch, *, scale):
+    num_requests, page_table = batch.num_requests, batch.page_table
+    starts, lengths = batch.offsets[: num_requests + 1].tolist(), batch.offsets[num_requests + 1 :].tolist()
+    assert all(b - a <= batch.max_query_len for a, b in pairwise(starts)) and max(lengths) <= batch.max_kv_len
     real = [r for r in range(num_requests) if lengths[r]]
     out = torch.zeros_like(queries)
+    if not real:
+        return out
+    assert all(starts[r + 1] == starts[s] for r, s in pairwise(real)), "requests of length 0 stand behind the others"
     bounds = [starts[r] for r in real] + [starts[real[-1] + 1]]
     out[: bounds[-1]] = ops.paged_attention(
-        queries[: bounds[-1]], kv, query_starts=bounds, kv_lengths=[lengths[r] for r in real], page_table=page_table[real], scale=scale
+        queries[: bounds[-1]],
+        kv,
+        query_starts=bounds,
+        kv_lengths=[lengths[r] for r in real],
+        page_table=page_table[real],
+        scale=scale,
+        row_tile=ROW_TILE,
     )
     return out
 
@@ -84,8 +100,8 @@ def stand_ins(monkeypatch):
     for name, content in {
         "linear": {"DeviceLinear": DeviceLinear},
         "experts": {"DeviceExperts": DeviceExperts},
-        "router": {"route": route},
-        "norm": {"rms_norm": norm.rms_norm},
+        "router": {"route": route, "tickets": lambda device: None},
+        "norm": {"rms_norm": norm.rms_norm, "add_rms_norm": lambda x, r, *rest: (norm.rms_norm(x + r, *rest), x + r)},
         "rope": {"rope_and_write": rope_and_write},
         "attention": {"paged_attention": paged_attention},
     }.items():

@@ -118,6 +118,15 @@ def test_a_chain_of_drafts_is_what_single_steps_give():
     torch.testing.assert_close(steps.kv[-1][3], alone.kv[-1][3])
 
 
+@pytest.mark.usefixtures("stand_ins")
+def test_the_norm_adds_the_residual_where_the_product_of_rounded_rows_does_not():
+    """With stand-ins that round nothing, only who adds differs, and so do the logits by no more than an addition's order."""
+    model = plain()
+    model.on_device(quantize_activations=True).pack(lambda name: "float32" if "lm_head" in name or "eh_proj" in name else "fp8")
+    assert model.packed.layers[0]._o.rounds(5, torch.float32) and not model.lm_head.packed.quantize
+    assert_same(run_steps(model), run_steps(on_device(plain(), "fp8")))
+
+
 def test_native_linears_are_still_what_a_cpu_gets():
     if cpu.available() is not None:
         assert isinstance(plain().pack().lm_head.packed, PackedLinear)

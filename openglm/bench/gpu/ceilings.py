@@ -13,7 +13,7 @@ from openglm.bench.gpu.figures import Values
 from openglm.bench.gpu.place import Place
 from openglm.bench.gpu.plan import CEILING
 from openglm.bench.gpu.run import Case
-from openglm.ops import FP8, PAGE_SIZE
+from openglm.ops import FP8, PAGE_SIZE, PagedBatch
 
 _GB = 1_000_000_000
 _HEADS, _KV_HEADS, _HEAD_DIM = 96, 8, 128
@@ -46,6 +46,7 @@ def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
         yield Case("a node of a graph, started early", partial(_nodes, place, early=True))
     for length in (128, 200) if place.rehearsal else (8192, 32768):
         yield Case(f"attention, {length} tokens, ours", partial(_attention, place, length, ours=True))
+        yield Case(f"attention, {length} tokens, from pages", partial(_attention, place, length, ours=True, gathered=True))
         for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION):
             name = f"attention, {length} tokens, {backend.name.partition('_')[0].lower()}"
             yield Case(name, partial(_attention, place, length, backend=backend))
@@ -89,7 +90,7 @@ def _nodes(place: Place, *, early: bool) -> Values:
     return {"s": place.seconds(run) / length}
 
 
-def _attention(place: Place, length: int, *, ours: bool = False, backend: SDPBackend | None = None) -> Values:
+def _attention(place: Place, length: int, *, ours: bool = False, gathered: bool = False, backend: SDPBackend | None = None) -> Values:
     """Causal, one prompt from its beginning."""
     heads, kv_heads, dim = (4, 2, 16) if place.rehearsal else (_HEADS, _KV_HEADS, _HEAD_DIM)
     device, flops = place.device, 2 * length * length * heads * dim
@@ -102,17 +103,10 @@ def _attention(place: Place, length: int, *, ours: bool = False, backend: SDPBac
         table = torch.randperm(pages, device=device)[None]
         offsets = torch.tensor([0, length, length], device=device)
 
+        batch = PagedBatch.static(offsets=offsets, max_query_len=length, max_kv_len=length, page_table=table, slots=offsets[:0], kv=(kv,))
+
         def attend() -> object:
-            return paged_attention(
-                queries,
-                kv,
-                offsets=offsets,
-                num_requests=1,
-                max_query_len=length,
-                max_kv_len=length,
-                page_table=table,
-                scale=dim**-0.5,
-            )
+            return paged_attention(queries, kv, batch, scale=dim**-0.5)
 
         return _rate(place, attend, flops)
     keys, values = (torch.randn(1, kv_heads, length, dim, device=device).bfloat16() for _ in range(2))

@@ -30,11 +30,12 @@ from openglm.bench.gpu.weights import random_kv, random_matrix
 from openglm.config import ModelConfig, variant
 from openglm.engine.request import SamplingParams
 from openglm.engine.sampler import filtered_probabilities
-from openglm.ops import FP8, PAGE_SIZE, Fp8KV, KVLayer, dequantize_kv, kv_tensors, reference, rope_table, swiglu
+from openglm.ops import FP8, PAGE_SIZE, Fp8KV, KVLayer, PagedBatch, dequantize_kv, kv_tensors, quantize_kv, reference, rope_table, swiglu
 from openglm.ops.triton.matrix import DeviceMatrix
 
 _ROWS = (1, 2, 3, 4, 7, 8, 16, 33, 128)
 _TIMED_ROWS = (1, 8, 128)
+_PROMPT_ROWS = 2048  # of a chunk: experts have tiles of their own for it, and rows of FP8 layers are rounded
 _COLD_BYTES = 512 << 20
 _MOST_COPIES = 64
 _MODELS = {"air": ("glm-4.5-air", "tiny-air"), "4.5": ("glm-4.5", "tiny-355b")}
@@ -66,6 +67,12 @@ def cases(place: Place, known: dict[str, Values]) -> Iterator[Case]:
         config = variant(small if place.rehearsal else full)
         for operation, make in _operations(config, place):
             yield Case(f"{name}: {operation}", partial(measure, place, make, rows, timed, known))
+        prompt = (20,) if place.rehearsal else (_PROMPT_ROWS,)
+        for fp8 in (True, False):
+            make = partial(_experts, config, place, fp8=fp8)
+            yield Case(f"{name}: experts of a chunk, {'fp8' if fp8 else 'bf16'}", partial(measure, place, make, prompt, prompt, known))
+        make = partial(_linear, place, config.hidden_size, config.query_dim, fp8=True, quantize_activations=True)
+        yield Case(f"{name}: o of a chunk, rounded rows", partial(measure, place, make, prompt, prompt, known))
 
 
 @torch.inference_mode()
@@ -150,19 +157,20 @@ def _copies(place: Place, num_bytes: float) -> int:
     return 2 if place.rehearsal else int(max(1, min(_MOST_COPIES, -(-_COLD_BYTES // num_bytes))))
 
 
-def _linear(place: Place, n: int, k: int, *, fp8: bool, logits: bool = False) -> Operation:
+def _linear(place: Place, n: int, k: int, *, fp8: bool, logits: bool = False, quantize_activations: bool = False) -> Operation:
     from openglm.ops.triton.linear import DeviceLinear
 
     num_bytes = n * k * (1 if fp8 else 2)
     matrices = [_matrix(place, n, k, fp8=fp8) for _ in range(_copies(place, num_bytes))]
-    linears = [DeviceLinear(matrix.data, scales=matrix.scales) for matrix in matrices]
+    linears = [DeviceLinear(matrix.data, scales=matrix.scales, quantize_activations=quantize_activations) for matrix in matrices]
 
     def run(linear: DeviceLinear, x: Tensor) -> Tensor:
         return linear.logits(x) if logits else linear(x)
 
     def error(rows: int) -> float:
         x, residual = _normal(place, rows, k), _normal(place, rows, n)
-        wide = x.float() @ _wide(matrices[0].data, matrices[0].scales).t()
+        rounded = dequantize_kv(*quantize_kv(x), torch.float32) if linears[0].rounds(rows, x.dtype) else x.float()
+        wide = rounded @ _wide(matrices[0].data, matrices[0].scales).t()
         with poisoned():
             found = run(linears[0], x)
             added = None if logits else linears[0](x, residual)
@@ -224,7 +232,7 @@ def _experts(config: ModelConfig, place: Place, *, fp8: bool) -> Operation:
 
 
 def _router(config: ModelConfig, place: Place) -> Operation:
-    from openglm.ops.triton.router import route
+    from openglm.ops.triton.router import route, tickets
 
     hidden, count = config.hidden_size, config.n_routed_experts
     weight = (_normal(place, count, hidden).float() * hidden**-0.5).bfloat16()
@@ -234,13 +242,14 @@ def _router(config: ModelConfig, place: Place) -> Operation:
         "norm_topk_prob": config.norm_topk_prob,
         "scaling": config.routed_scaling_factor,
     }
+    counters = tickets(place.device)
     seen: list[tuple[Tensor, Tensor]] = []
 
     def error(rows: int) -> float:
         x = _normal(place, rows, hidden)
         expected = reference.experts.route(x, weight, bias, **settings)
         with poisoned():
-            ids, weights = route(x, weight, bias, **settings, num_shared=config.n_shared_experts)
+            ids, weights = route(x, weight, bias, **settings, num_shared=config.n_shared_experts, counters=counters)
         routed = ids[:, : config.num_experts_per_tok].long()
         seen.append((routed, expected.experts))
         same = (routed == expected.experts).all(-1)
@@ -249,7 +258,7 @@ def _router(config: ModelConfig, place: Place) -> Operation:
 
     def timed(rows: int) -> Timed:
         x = _normal(place, rows, hidden)
-        call = repeated(lambda: route(x, weight, bias, **settings, num_shared=config.n_shared_experts), 16)
+        call = repeated(lambda: route(x, weight, bias, **settings, num_shared=config.n_shared_experts, counters=counters), 16)
         return Timed(call, 16, weight.nbytes, 2 * rows * weight.numel())
 
     return Operation(error, timed)
@@ -338,11 +347,13 @@ def _attention(config: ModelConfig, place: Place, context: int, rows_each: int, 
         return {
             "queries": _normal(place, starts[-1], heads, dim),
             "kv": kv,
-            "offsets": torch.tensor([*starts, *lengths], device=device),
-            "num_requests": len(lengths),
-            "max_query_len": max(counts),
-            "max_kv_len": context,
-            "page_table": torch.randperm(len(lengths) * width, device=device).view(len(lengths), width),
+            "batch": PagedBatch(
+                query_starts=starts,
+                kv_lengths=lengths,
+                page_table=torch.randperm(len(lengths) * width, device=device).view(len(lengths), width),
+                slots=torch.empty(0, dtype=torch.int64, device=device),
+                kv=(kv,),
+            ),
             "scale": dim**-0.5,
         }
 
@@ -352,7 +363,7 @@ def _attention(config: ModelConfig, place: Place, context: int, rows_each: int, 
         lengths[0] = context
         given = batch(lengths, [rows_each if i % 2 == 0 else max(1, rows_each - 1) for i in range(count)])
         for tensor in kv_tensors(given["kv"]) if not fp8 else ():  # behind a sequence's end lies what a former owner left
-            last = given["page_table"][0, -1]
+            last = given["batch"].page_table[0, -1]
             tensor[last, :, :, (context - 1) % PAGE_SIZE + 1 :] = float("nan")
         with poisoned():
             found = paged_attention(**given)
@@ -367,25 +378,14 @@ def _attention(config: ModelConfig, place: Place, context: int, rows_each: int, 
     return Operation(error, timed)
 
 
-def _expected_attention(
-    *,
-    queries: Tensor,
-    kv: KVLayer,
-    offsets: Tensor,
-    num_requests: int,
-    page_table: Tensor,
-    scale: float,
-    max_query_len: int,
-    max_kv_len: int,
-) -> Tensor:
+def _expected_attention(queries: Tensor, kv: KVLayer, batch: PagedBatch, *, scale: float) -> Tensor:
     """In fp64, a sequence and a KV head at a time."""
-    numbers = offsets.tolist()
-    starts, lengths = numbers[: num_requests + 1], numbers[num_requests + 1 :]
+    starts, lengths = batch.query_starts, batch.kv_lengths
     num_kv_heads = kv_tensors(kv)[0].shape[2]
     group = queries.shape[1] // num_kv_heads
     out = torch.zeros(queries.shape, dtype=torch.float64, device=queries.device)
     for r, length in enumerate(lengths):
-        own = page_table[r, : -(-length // PAGE_SIZE)]
+        own = batch.page_table[r, : -(-length // PAGE_SIZE)]
         pages = dequantize_kv(kv.data[own], kv.scales[own], torch.float32) if isinstance(kv, Fp8KV) else kv[own].float()
         keys, values = pages.movedim(0, 2).flatten(2, 3)[:, :, :length]
         count = starts[r + 1] - starts[r]

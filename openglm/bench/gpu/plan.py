@@ -197,10 +197,10 @@ ROWS = (
         4,
         (
             Column("error", "error", "{:.1e}"),
-            *(Column(f"s_{rows}", f"us, {rows}", "{:.1f}", 1e6) for rows in (1, 8, 128)),
+            *(Column(f"s_{rows}", f"us, {rows}", "{:.1f}", 1e6) for rows in (1, 8, 128, 2048)),
             *(Column(f"of_ceiling_{rows}", f"of ceiling, {rows}", "{:.0%}") for rows in (1, 8)),
             Column("gb_per_s_1", "GB/s, 1", "{:.0f}"),
-            Column("tflops_128", "TFLOP/s, 128", "{:.1f}"),
+            *(Column(f"tflops_{rows}", f"TFLOP/s, {rows}", "{:.1f}") for rows in (128, 2048)),
         ),
         _kernel_marks,
         "error: the worst row's distance from the reference, over its length; behind commas: rows, of attention sequences",

@@ -79,7 +79,7 @@ def filled_model(
 ) -> GlmModel:
     """A model whose matrices and remaining parameters `fill` has given values."""
     model = GlmModel(config, device=device, dtype=torch.bfloat16, matrices_later=True)
-    weights = model.on_device()
+    weights = model.on_device(quantize_activations=fp8)  # as the published FP8 checkpoints ask
     fill(model, weights.open_packed(lambda name: packed_format(name, "fp8" if fp8 else None) or "bfloat16"))
     weights.close()
     return model

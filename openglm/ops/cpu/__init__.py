@@ -22,6 +22,7 @@ from torch import Tensor
 from openglm.config.engine import NATIVE_MAX_GROUP, NATIVE_MAX_HEAD_DIM
 from openglm.ops.cpu.tensors import CODES, address_like, address_of, check_batch, code_of, dense_address, dense_rows, heads_of, pages_of
 from openglm.ops.draft_chains import check_chains
+from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import KVLayer
 
 if TYPE_CHECKING:
@@ -300,18 +301,17 @@ class PackedLayer:
         sizes = self.hidden_size, num_heads, rotary_dim
         self.handle = _native.pack_layer((qkv.handle, o.handle, *rest), *sizes, eps, head_dim**-0.5, *addresses)
 
-    def __call__(
-        self, x: Tensor, *, rope: Tensor, slots: Tensor, kv: KVLayer, offsets: Tensor, num_requests: int, page_table: Tensor
-    ) -> Tensor:
-        """x [T, H] is overwritten by the layer's output and returned; the other arguments as in `rope_and_write` and `paged_attention`."""
+    def __call__(self, x: Tensor, batch: PagedBatch, *, rope: Tensor, kv: KVLayer) -> Tensor:
+        """x [T, H] is overwritten by the layer's output and returned; rope [T, 2, rotary_dim / 2] and kv as in `rope_and_write`."""
         num_tokens, hidden = x.shape
+        slots, offsets, page_table = batch.slots, batch.offsets, batch.page_table
         if hidden != self.hidden_size or not x.is_contiguous() or heads_of(kv) != (self.num_kv_heads, self.head_dim):
             raise ValueError(f"a tensor {tuple(x.shape)} with pages of {heads_of(kv)} heads and dims is not for this layer")
         if 2 * rope.shape[2] != self.rotary_dim or rope.shape[0] != num_tokens or slots.shape[0] != num_tokens:
             raise ValueError(f"rope {tuple(rope.shape)} and slots {tuple(slots.shape)} do not fit {num_tokens} tokens")
         if self._norms[0] is None or self._norms[0].dtype != x.dtype:
             raise ValueError(f"the layer computes in the dtype of its norms, not in {x.dtype}")
-        check_batch(offsets, num_requests, page_table)
+        check_batch(offsets, batch.num_requests, page_table)
         starts = dense_address(offsets, torch.int64)
         _native.decoder_layer(
             self.handle,
@@ -320,9 +320,9 @@ class PackedLayer:
             dense_address(rope, torch.float32),
             dense_address(slots, torch.int64),
             *pages_of(kv),
-            num_requests,
+            batch.num_requests,
             starts,
-            starts + 8 * (num_requests + 1),
+            starts + 8 * (batch.num_requests + 1),
             page_table.data_ptr(),
             page_table.stride(0),
             code_of(x),
@@ -345,24 +345,15 @@ class PackedTrunk:
         handles = tuple(layer.handle for layer in layers)
         self.handle = _native.pack_trunk(handles, table, embedding.shape[0], last, dense_address(rope, torch.float32), rope.shape[0])
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        kv: Sequence[KVLayer],
-        offsets: Tensor,
-        num_requests: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """tokens [T] -> hidden states [T, H] after the final norm; the other arguments as in `PackedLayer`, KV pages for every layer."""
+    def __call__(self, tokens: Tensor, batch: PagedBatch, *, positions: Tensor) -> Tensor:
+        """tokens [T] at positions [T] -> hidden states [T, H] after the final norm."""
         count, embedding = tokens.shape[0], self._kept[0]
+        slots, offsets, page_table, kv = batch.slots, batch.offsets, batch.page_table, batch.kv[: len(self.layers)]
         if positions.shape[0] != count or slots.shape[0] != count:
             raise ValueError(f"{positions.shape[0]} positions and {slots.shape[0]} slots do not fit {count} tokens")
         if any(heads_of(pages) != (layer.num_kv_heads, layer.head_dim) for layer, pages in zip(self.layers, kv, strict=True)):
             raise ValueError("the KV pages are not for these layers")
-        check_batch(offsets, num_requests, page_table)
+        check_batch(offsets, batch.num_requests, page_table)
         out = embedding.new_empty(count, embedding.shape[1])
         starts = dense_address(offsets, torch.int64)
         _native.trunk(
@@ -372,9 +363,9 @@ class PackedTrunk:
             dense_address(positions, torch.int64),
             dense_address(slots, torch.int64),
             tuple(number for pages in kv for number in pages_of(pages)),
-            num_requests,
+            batch.num_requests,
             starts,
-            starts + 8 * (num_requests + 1),
+            starts + 8 * (batch.num_requests + 1),
             page_table.data_ptr(),
             page_table.stride(0),
             out.data_ptr(),

@@ -3,14 +3,16 @@
 Two kernels share one loop over pages. Requests with few new tokens (decode, and verification of drafts) go to `_split_kernel`: the G query
 heads of a KV head and all new tokens are the rows of one tile, so KV is read once, and a request's KV is cut into up to 32 splits that
 run side by side and are joined by `_join_kernel`, by their log-sum-exps and in a fixed order. Requests with more go to `_tile_kernel`, in
-blocks of queries that each walk the pages up to their last one. In a mixed batch both are launched and each leaves the other's requests
-alone, so that a decode row does not notice a prefill beside it.
+blocks of queries that each walk the pages up to their last one. Where the host knows the lengths, and on NVIDIA, a request of 256 and more
+goes to torch's fused attention instead, over K and V that `_gather_kernel` lays side by side (`chunk_attention`): it is half again as fast
+as a Triton kernel at a head dim of 128, and adds in another order. Each way leaves the other's requests alone, and a request's own number
+of new tokens decides which one it takes, so that a decode row does not notice a prefill beside it, nor a prefill its company.
 
 How KV is cut depends on the request's own length alone (`_split_pages`), not on the batch or its upper bounds: a split covers the
 smallest power of two of pages of which 32 suffice. At 1K tokens that makes 16 splits of one page (128 programs for 8 KV heads), at 128K
 32 splits of 64 pages (256 programs, two for each of 132 multiprocessors); partial results then cost 6 KB per split beside 32 KB to 2 MB
 of bf16 KV. It is taken at the request's first new token, so a draft behind it changes nothing unless the row count changes the tile
-(`_split_rows`), where hardware may add in another order.
+(`_split_rows`), where hardware may add in another order. In a batch whose lengths the host knows, longer requests do not count for it.
 
 A page is one tile of 64 keys. FP8 codes become the queries' dtype in registers; a key's scale multiplies its scores, a value's its values.
 
@@ -19,6 +21,8 @@ Shape legend: T tokens of the step, R requests, Hq query heads, Hkv KV heads, G 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -26,14 +30,16 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
+from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
-from openglm.ops.reference.fp8_kv import Fp8KV, dequantize_kv
+from openglm.ops.reference.fp8_kv import Fp8KV
 from openglm.ops.triton.device import INTERPRETED, limits
 from openglm.ops.triton.products import decoded, rounded
 
 _MAX_SPLITS = 32
 _SPLIT_ROWS = 64  # rows of the largest tile of the split kernel: five new tokens of twelve heads
-_TILE_ROWS = 128
+_TILE = (128, 8)  # rows of the tile kernel, and warps
+_TILE_ON_HIP = (64, 4)  # gfx942 has registers for no more: it decodes e4m3 by hand
 _SDPA_QUERIES = 256  # a chunk from which torch's fused attention pays for gathering K and V
 _LOG2_E = 1.4426950408889634
 
@@ -263,6 +269,7 @@ def _tile_kernel(
     table_stride,
     scale,
     SHORT: tl.constexpr,
+    LONG: tl.constexpr,
     M: tl.constexpr,
     G: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
@@ -272,7 +279,10 @@ def _tile_kernel(
     FP8: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """One block of queries of one request for one KV head. Request r has room for blocks from query_starts[r] // B + r on."""
+    """One block of queries of one request for one KV head. Request r has room for blocks from query_starts[r] // B + r on.
+
+    Requests of up to SHORT new tokens, and of LONG and more, are not its.
+    """
     kv_head = tl.program_id(0)
     block = tl.program_id(1)
     B: tl.constexpr = M // G
@@ -287,7 +297,7 @@ def _tile_kernel(
     request = low
     start, count, length = _request(offsets, request, num_requests)
     first = (block - start // B - request).to(tl.int32) * B
-    if count <= SHORT or first >= count or length <= 0:
+    if count <= SHORT or count >= LONG or first >= count or length <= 0:
         return
     before = length - count
     rows = tl.arange(0, M)
@@ -326,39 +336,39 @@ def _tile_kernel(
 def paged_attention(
     queries: Tensor,
     kv: KVLayer,
+    batch: PagedBatch,
     *,
-    offsets: Tensor,
-    num_requests: int,
-    max_query_len: int,
-    max_kv_len: int,
-    page_table: Tensor,
     scale: float,
-    exact: bool = False,
 ) -> Tensor:
     """Attention of each request's new tokens over its pages: queries [T, Hq, D] -> [T, Hq, D].
 
-    kv [pages, 2, Hkv, 64, D] already holds the new tokens. offsets int64 [2R + 1], on the device, are R + 1 query starts and R KV lengths;
-    page_table [R, P] are each request's pages in order. `max_query_len` and `max_kv_len` are upper bounds, so a graph can replay with other
-    lengths. Rows of a request whose KV length is 0, and rows behind the last request, are zeros. Nothing is read back by the host.
-
-    `exact` says that the bounds of a lone request are its lengths. Only then, and on NVIDIA, a long chunk goes to torch's fused
-    attention, which is half again as fast as Triton's at a head dim of 128; it adds in another order.
+    kv [pages, 2, Hkv, 64, D], one of the batch's layers, already holds the new tokens. The bounds of a static batch are upper bounds, so a
+    graph can replay with other lengths. Rows of a request whose KV length is 0, and rows behind the last request, are zeros. Nothing is
+    read back by the host.
     """
+    offsets, page_table, num_requests = batch.offsets, batch.page_table, batch.num_requests
+    max_kv_len = batch.max_kv_len
     data = kv_tensors(kv)[0]
     num_tokens, num_heads, head_dim = queries.shape
     num_kv_heads = data.shape[2]
     group = num_heads // num_kv_heads
     if group * num_kv_heads != num_heads or group > _SPLIT_ROWS or data.shape[3:] != (PAGE_SIZE, head_dim) or not data[0].is_contiguous():
         raise ValueError(f"queries {tuple(queries.shape)} do not fit pages {tuple(data.shape)}")
-    if offsets.shape[0] != 2 * num_requests + 1 or not queries.is_contiguous() or page_table.stride(1) != 1:
-        raise ValueError(f"{offsets.shape[0]} offsets for {num_requests} requests, or tensors that are not contiguous")
+    if not queries.is_contiguous() or page_table.stride(1) != 1:
+        raise ValueError("queries or rows of the page table are not contiguous")
     if max_kv_len > page_table.shape[1] * PAGE_SIZE:
         raise ValueError(f"{max_kv_len} positions do not fit {page_table.shape[1]} pages")
-    if exact and num_requests == 1 and max_query_len >= _SDPA_QUERIES and _has_fused_attention(queries):
-        return chunk_attention(queries, kv, length=max_kv_len, pages=page_table[0], scale=scale)
-    short = _SPLIT_ROWS // group  # requests of up to so many new tokens are split, in whatever company
     if not num_tokens or not num_requests:
         return torch.zeros_like(queries)
+    short = _SPLIT_ROWS // group  # requests of up to so many new tokens are split, in whatever company
+    kinds = _kinds(queries, batch, short)
+    if kinds.fused == [0] and num_requests == 1 and batch.query_starts[1] == num_tokens:
+        return chunk_attention(queries, kv, length=max_kv_len, pages=page_table[0], scale=scale)
+    # Only the join clears rows of no request, and only where it has a program for each row.
+    out = torch.empty_like(queries) if kinds.most_split and not kinds.tiled and not kinds.fused else torch.zeros_like(queries)
+    for r in kinds.fused:
+        rows = slice(batch.query_starts[r], batch.query_starts[r + 1])
+        out[rows] = chunk_attention(queries[rows], kv, length=batch.kv_lengths[r], pages=page_table[r], scale=scale)
     fp8 = isinstance(kv, Fp8KV)
     scales = kv.scales if isinstance(kv, Fp8KV) else data
     pages = data.view(torch.uint8) if fp8 else data
@@ -373,13 +383,10 @@ def paged_attention(
         "UPCAST": INTERPRETED,
     }
     strides = (data.stride(0), scales.stride(0), page_table.stride(0), scale * _LOG2_E)
-    only_short = max_query_len <= short
-    out = torch.empty_like(queries) if only_short else torch.zeros_like(queries)
-    rows = min(short, max_query_len)
-    splits = min(_MAX_SPLITS, -(-max_kv_len // PAGE_SIZE))
-    if splits:
-        means = torch.empty(num_requests * rows, num_heads, splits, head_dim, dtype=torch.float32, device=queries.device)
-        sums = torch.empty(num_requests * rows, num_heads, splits, dtype=torch.float32, device=queries.device)
+    rows_each, splits = kinds.most_split, min(_MAX_SPLITS, -(-max_kv_len // PAGE_SIZE))
+    if rows_each and splits:
+        means = torch.empty(num_requests * rows_each, num_heads, splits, head_dim, dtype=torch.float32, device=queries.device)
+        sums = torch.empty(num_requests * rows_each, num_heads, splits, dtype=torch.float32, device=queries.device)
         _split_kernel[(splits, num_kv_heads, num_requests)](
             queries,
             pages,
@@ -390,22 +397,22 @@ def paged_attention(
             sums,
             num_requests,
             *strides,
-            SHORT=rows,
-            M=max(16, triton.next_power_of_2(rows * group)),
+            SHORT=rows_each,
+            M=max(16, triton.next_power_of_2(rows_each * group)),
             SPLITS=splits,
             MAX_SPLITS=_MAX_SPLITS,
             **meta,
             num_warps=4,
             num_stages=3,
         )
-        _join_kernel[(max(num_requests * rows, num_tokens if only_short else 0), num_heads)](
+        _join_kernel[(max(num_requests * rows_each, 0 if kinds.tiled or kinds.fused else num_tokens), num_heads)](
             means,
             sums,
             offsets,
             out,
             num_requests,
             num_tokens,
-            SHORT=rows,
+            SHORT=rows_each,
             SPLITS=splits,
             MAX_SPLITS=_MAX_SPLITS,
             BLOCK_S=triton.next_power_of_2(splits),
@@ -415,31 +422,113 @@ def paged_attention(
             PAGE=PAGE_SIZE,
             num_warps=4,
         )
-    else:
+    elif rows_each:
         out.zero_()
-    if not only_short:
-        tile = max(_TILE_ROWS, triton.next_power_of_2(group))
-        _tile_kernel[(num_kv_heads, num_tokens // (tile // group) + num_requests)](
-            queries, pages, scales, offsets, page_table, out, num_requests, *strides, SHORT=short, M=tile, **meta, num_warps=8, num_stages=2
+    if kinds.tiled:
+        most_rows, num_warps = _TILE_ON_HIP if limits(queries.device).is_hip else _TILE
+        tile = max(most_rows, triton.next_power_of_2(group))
+        grid = (num_kv_heads, num_tokens // (tile // group) + num_requests)
+        _tile_kernel[grid](
+            queries,
+            pages,
+            scales,
+            offsets,
+            page_table,
+            out,
+            num_requests,
+            *strides,
+            SHORT=short,
+            LONG=_SDPA_QUERIES if kinds.fused else 1 << 30,
+            M=tile,
+            **meta,
+            num_warps=num_warps,
+            num_stages=2,
         )
     return out
+
+
+class _Kinds(NamedTuple):
+    """Which requests of a batch take which way."""
+
+    most_split: int
+    """Rows that the split kernel has for a request; 0 where there is none for it."""
+    tiled: bool
+    """Whether the tile kernel has any."""
+    fused: list[int]
+    """Requests of torch's fused attention."""
+
+
+def _kinds(queries: Tensor, batch: PagedBatch, short: int) -> _Kinds:
+    """By each request's new tokens; where the host does not know them, by their bound, and none is fused."""
+    counts = batch.query_lengths
+    if counts is None:
+        return _Kinds(min(short, batch.max_query_len), batch.max_query_len > short, [])
+    fused = [r for r, count in enumerate(counts) if count >= _SDPA_QUERIES] if _has_fused_attention(queries) else []
+    longest = _SDPA_QUERIES if fused else batch.max_query_len + 1
+    return _Kinds(max((n for n in counts if n <= short), default=0), any(short < n < longest for n in counts), fused)
+
+
+@triton.jit
+def _gather_kernel(
+    kv,
+    scales,
+    pages,
+    out,
+    num_pages,
+    kv_stride,
+    scale_stride,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PAGE: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    """One page's keys or values of one head: out [2, Hkv, num_pages * 64, D]."""
+    page = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)  # keys of all heads, then values
+    rows = tl.arange(0, PAGE)
+    dims = tl.arange(0, BLOCK_D)
+    mask = (rows < PAGE)[:, None] & (dims < D)[None, :]
+    index = tl.load(pages + page).to(tl.int64)
+    values = tl.load(kv + index * kv_stride + (part * PAGE + rows)[:, None] * D + dims[None, :], mask=mask, other=0)
+    if FP8:
+        scale = tl.load(scales + index * scale_stride + part * PAGE + rows)
+        values = decoded(values, tl.float32) * scale[:, None]
+    else:
+        values = values.to(tl.float32)
+    place = (part * num_pages + page) * PAGE + rows
+    tl.store(out + place[:, None] * D + dims[None, :], rounded(values, out.dtype.element_ty), mask=mask)
 
 
 def chunk_attention(queries: Tensor, kv: KVLayer, *, length: int, pages: Tensor, scale: float) -> Tensor:
     """One request's last T of `length` positions through torch's fused attention over K and V gathered from `pages` [P]: -> [T, Hq, D].
 
     The gathered copy is 4 KB per position for 8 KV heads of 128, written and read once per chunk and layer: at 8K about 20 us beside
-    the 2 ms of products.
+    the 2 ms of products, at 128K half a gigabyte that the layer gives back.
     """
-    own = pages[: -(-length // PAGE_SIZE)]
-    gathered = dequantize_kv(kv.data[own], kv.scales[own], queries.dtype) if isinstance(kv, Fp8KV) else kv[own].to(queries.dtype)
-    keys, values = gathered.movedim(0, 2).flatten(2, 3)[:, :, :length]  # [Hkv, length, D] each
-    mask = causal_lower_right(queries.shape[0], length)
-    out = F.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=True
+    data = kv_tensors(kv)[0]
+    num_pages, num_kv_heads, head_dim = -(-length // PAGE_SIZE), data.shape[2], data.shape[4]
+    fp8 = isinstance(kv, Fp8KV)
+    scales = kv.scales if isinstance(kv, Fp8KV) else data
+    gathered = torch.empty(2, num_kv_heads, num_pages * PAGE_SIZE, head_dim, dtype=queries.dtype, device=queries.device)
+    _gather_kernel[(num_pages, 2 * num_kv_heads)](
+        data.view(torch.uint8) if fp8 else data,
+        scales,
+        pages,
+        gathered,
+        num_pages,
+        data.stride(0),
+        scales.stride(0),
+        D=head_dim,
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        PAGE=PAGE_SIZE,
+        FP8=fp8,
     )
+    keys, values = gathered[:, None, :, :length]
+    mask = causal_lower_right(queries.shape[0], length)
+    out = F.scaled_dot_product_attention(queries.transpose(0, 1)[None], keys, values, attn_mask=mask, scale=scale, enable_gqa=True)
     return out[0].transpose(0, 1).contiguous()
 
 
 def _has_fused_attention(queries: Tensor) -> bool:
-    return limits(queries.device).is_cuda and queries.dtype in (torch.float16, torch.bfloat16)
+    """NVIDIA from sm_80 on; elsewhere torch would write out all scores."""
+    return limits(queries.device).capability >= (8, 0) and queries.dtype in (torch.float16, torch.bfloat16)

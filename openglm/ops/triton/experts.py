@@ -8,6 +8,10 @@ grid of the grouped GEMM is the most blocks that any routing can fill, and progr
 not of this stack is skipped: it adds nothing, not even zero times a NaN. The two paths add in another order, and only `many` rounds each
 expert's output to the dtype of x as the reference does; within a path a row does not depend on its company.
 
+The more tokens, the more of them meet in an expert, and the taller are the blocks of the grouped GEMM (`_PATHS`): 16 rows, of which some
+are padding, while reading weights is all that counts, 128 in a prompt. Widths are measured at the first call of a path (`tuning`), one
+for gate | up and one for down, and then stay.
+
 Shape legend: T tokens, H hidden, K chosen experts per token and S shared ones, M expert width, N experts in the stack.
 """
 
@@ -22,19 +26,30 @@ import triton.language as tl
 from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8
-from openglm.ops.triton.device import INTERPRETED
+from openglm.ops.triton.device import INTERPRETED, limits
 from openglm.ops.triton.products import multiplied, numbers, rounded
-from openglm.ops.triton.router import route
+from openglm.ops.triton.router import route, tickets
+from openglm.ops.triton.tuning import Tile, fitting, tuner
 
 Choice = Callable[[Tensor], tuple[Tensor, Tensor]]
 """x [T, H] -> ids [T, K + S] int32, shared ones last, and weights fp32."""
 
-_FEW_TOKENS = 16
-_ROWS = 32  # pairs per block of the grouped GEMM
-_COLUMNS = 64
-_INNER = 64
-_FEW_OUTPUTS = 16
-_FEW_INNER = 256
+FEW_TOKENS = 16
+_PATHS = ((128, "some"), (1024, "many"), (1 << 62, "prompt"))
+"""Up to so many tokens the grouped GEMM has the tiles of this name, whose height all share because pairs are sorted into it."""
+_SUMMED = 256
+
+# Best guesses first, as in `linear`. Of few tokens a program has one pair or token, so `rows` is 1.
+TILES = {
+    "few gate_up": [Tile(1, 16, 256, 4, 3), Tile(1, 8, 512, 4, 3), Tile(1, 16, 512, 8, 2), Tile(1, 32, 128, 4, 3), Tile(1, 16, 256, 4, 1)],
+    "few down": [Tile(1, 16, 256, 4, 3), Tile(1, 8, 512, 4, 3), Tile(1, 8, 256, 2, 3), Tile(1, 32, 128, 4, 3), Tile(1, 16, 256, 4, 1)],
+    "some gate_up": [Tile(16, 64, 128, 4, 3), Tile(16, 32, 128, 4, 4), Tile(16, 64, 64, 4, 4)],
+    "some down": [Tile(16, 64, 128, 4, 4), Tile(16, 128, 64, 4, 4), Tile(16, 32, 128, 4, 4)],
+    "many gate_up": [Tile(64, 64, 64, 4, 3), Tile(64, 32, 128, 4, 3), Tile(64, 64, 32, 4, 4)],
+    "many down": [Tile(64, 128, 64, 4, 3), Tile(64, 64, 64, 4, 4), Tile(64, 64, 128, 4, 2)],
+    "prompt gate_up": [Tile(128, 64, 64, 8, 3), Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 8, 4)],
+    "prompt down": [Tile(128, 128, 64, 8, 3), Tile(128, 128, 32, 8, 4), Tile(128, 64, 64, 8, 3)],
+}
 
 
 @triton.jit
@@ -50,6 +65,7 @@ def _few_gate_up_kernel(
     M: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    STAGES: tl.constexpr,
     FP8_CODES: tl.constexpr,
 ):
     pair = tl.program_id(0).to(tl.int64)
@@ -61,7 +77,7 @@ def _few_gate_up_kernel(
     rows = gate_up + (expert * 2 * M + m[:, None]) * H
     gate = tl.zeros((BN,), tl.float32)
     up = tl.zeros((BN,), tl.float32)
-    for start in range(0, H, BK):
+    for start in tl.range(0, H, BK, num_stages=STAGES):
         at = start + k
         inside = (m < M)[:, None] & (at < H)[None, :]
         token = tl.load(x + pair // SLOTS * H + at, mask=at < H, other=0.0).to(tl.float32)[None, :]
@@ -76,7 +92,7 @@ def _few_gate_up_kernel(
 @triton.jit
 def _few_down_kernel(
     hidden, ids, weights, down, scales, residual, out, experts, SLOTS: tl.constexpr, H: tl.constexpr, M: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, FP8_CODES: tl.constexpr, RESIDUAL: tl.constexpr
+    BN: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, FP8_CODES: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     h = tl.program_id(1) * BN + tl.arange(0, BN)
@@ -87,7 +103,7 @@ def _few_down_kernel(
         expert = tl.load(ids + pair).to(tl.int64)
         if expert >= 0 and expert < experts:
             product = tl.zeros((BN,), tl.float32)
-            for start in range(0, M, BK):
+            for start in tl.range(0, M, BK, num_stages=STAGES):
                 at = start + k
                 inside = (h < H)[:, None] & (at < M)[None, :]
                 stored = tl.load(down + (expert * H + h[:, None]) * M + at[None, :], mask=inside, other=0)
@@ -152,18 +168,18 @@ def _sum_kernel(
     tl.store(out + token * H + h, rounded(total, out.dtype.element_ty), mask=h < H)
 
 
-def _blocks(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
-    """ids [T, slots] -> pairs [blocks * B] int32 by expert, -1 for padding; each block's expert [blocks], or `experts`."""
+def _blocks(ids: Tensor, experts: int, height: int) -> tuple[Tensor, Tensor]:
+    """ids [T, slots] -> pairs [blocks * height] int32 by expert, -1 for padding; each block's expert [blocks], or `experts`."""
     flat = ids.flatten().long()
     flat = torch.where((flat < 0) | (flat >= experts), experts, flat)
     count = flat.numel()
     order = flat.argsort(stable=True)
     counts = torch.zeros(experts + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, flat, torch.ones_like(flat))
-    blocks = (counts + _ROWS - 1) // _ROWS
+    blocks = (counts + height - 1) // height
     ends = blocks.cumsum(0)
-    shift = (ends - blocks) * _ROWS - (counts.cumsum(0) - counts)  # from the place among pairs to that among padded ones
-    bound = count // _ROWS + min(experts, count)
-    pairs = torch.full(((bound + count // _ROWS + 1) * _ROWS,), -1, dtype=torch.int32, device=ids.device)
+    shift = (ends - blocks) * height - (counts.cumsum(0) - counts)  # from the place among pairs to that among padded ones
+    bound = count // height + min(experts, count)
+    pairs = torch.full(((bound + count // height + 1) * height,), -1, dtype=torch.int32, device=ids.device)
     places = torch.arange(count, device=ids.device) + shift[flat[order]]
     pairs.scatter_(0, places, order.int())
     return pairs, torch.searchsorted(ends, torch.arange(bound, device=ids.device), right=True)
@@ -197,6 +213,8 @@ class DeviceExperts:
         self._experts, self._hidden_size, self._width, self._fp8 = total, width, double // 2, fp8
         self._gate_up, self._down = (w.view(torch.uint8) if fp8 else w for w in (gate_up, down))
         self._gate_up_scales, self._down_scales = gate_up_scales, down_scales
+        self._limits = limits(gate_up.device)
+        self._chosen: dict[tuple[str, torch.dtype, bool], Tile] = {}
         self.choose: Choice = partial(
             route,
             weight=router,
@@ -205,6 +223,7 @@ class DeviceExperts:
             norm_topk_prob=norm_topk_prob,
             scaling=scaling,
             num_shared=num_shared,
+            counters=tickets(router.device),
         )
         """The router. Whoever measures may put another choice in its place."""
 
@@ -228,25 +247,67 @@ class DeviceExperts:
         if not tokens:
             return out
         hidden = torch.empty(tokens * slots, width, dtype=x.dtype, device=x.device)
-        n, fp8, has_residual = self._experts, self._fp8, residual is not None
-        if tokens <= _FEW_TOKENS:
-            meta = {"SLOTS": slots, "H": height, "M": width, "BN": _FEW_OUTPUTS, "BK": _FEW_INNER, "FP8_CODES": fp8}
-            grid = (tokens * slots, triton.cdiv(width, _FEW_OUTPUTS))
-            _few_gate_up_kernel[grid](x, ids, self._gate_up, self._gate_up_scales, hidden, n, **meta)
-            grid = (tokens, triton.cdiv(height, _FEW_OUTPUTS))
-            _few_down_kernel[grid](hidden, ids, weights, self._down, self._down_scales, residual, out, n, RESIDUAL=has_residual, **meta)
+        if tokens <= FEW_TOKENS:
+            self._tuned("few gate_up", x, False, partial(self._few_gate_up, x, ids, hidden))
+            self._tuned("few down", x, residual is not None, partial(self._few_down, hidden, ids, weights, residual, out))
             return out
-        pairs, experts = _blocks(ids, n)
+        path = path_of(tokens)
+        pairs, blocks = _blocks(ids, self._experts, TILES[f"{path} gate_up"][0].rows)
         products = torch.empty(tokens * slots, height, dtype=x.dtype, device=x.device)
-        meta = {"B": _ROWS, "BN": _COLUMNS, "BK": _INNER, "FP8_CODES": fp8, "UPCAST": INTERPRETED}
-        grid = (triton.cdiv(width, _COLUMNS), experts.numel())
-        _many_kernel[grid](
-            x, pairs, experts, self._gate_up, self._gate_up_scales, hidden, n, SHARE=slots, N=width, K=height, GATED=True, **meta
-        )
-        grid = (triton.cdiv(height, _COLUMNS), experts.numel())
-        _many_kernel[grid](
-            hidden, pairs, experts, self._down, self._down_scales, products, n, SHARE=1, N=height, K=width, GATED=False, **meta
-        )
-        grid = (tokens, triton.cdiv(height, _FEW_INNER))
-        _sum_kernel[grid](products, ids, weights, residual, out, n, SLOTS=slots, H=height, BN=_FEW_INNER, RESIDUAL=has_residual)
+        self._tuned(f"{path} gate_up", x, False, partial(self._many, x, pairs, blocks, hidden, slots, gated=True))
+        self._tuned(f"{path} down", x, False, partial(self._many, hidden, pairs, blocks, products, 1, gated=False))
+        settings = {"SLOTS": slots, "H": height, "BN": _SUMMED, "RESIDUAL": residual is not None}
+        _sum_kernel[(tokens, triton.cdiv(height, _SUMMED))](products, ids, weights, residual, out, self._experts, **settings)
         return out
+
+    def _tuned(self, kernel: str, x: Tensor, residual: bool, run: Callable[[Tile], None]) -> None:
+        """Launch with the tile that is the fastest for all calls of this kind."""
+        kind = (kernel, x.dtype, residual)
+        tile = self._chosen.get(kind)
+        if tile is None:
+            given = 0 if kernel.startswith("few") else x.element_size()  # of few tokens only weights go through shared memory
+            stored = self._gate_up.element_size() * (2 if kernel.endswith("gate_up") else 1)
+            tiles = fitting(TILES[kernel], self._limits, given, stored)
+            scheme = f"{x.dtype} x {'fp8' if self._fp8 else x.dtype} + {'residual' if residual else 'nothing'}"
+            shape = (self._experts, self._hidden_size, self._width, scheme)
+            tile = self._chosen[kind] = tuner(x.device).choose(f"experts {kernel}", shape, tiles, run)
+        run(tile)
+
+    def _few_gate_up(self, x: Tensor, ids: Tensor, hidden: Tensor, tile: Tile) -> None:
+        grid = (ids.numel(), triton.cdiv(self._width, tile.columns))
+        _few_gate_up_kernel[grid](
+            x,
+            ids,
+            self._gate_up,
+            self._gate_up_scales,
+            hidden,
+            self._experts,
+            **self._few_settings(ids, tile),
+            **tile.options(self._limits),
+        )
+
+    def _few_down(self, hidden: Tensor, ids: Tensor, weights: Tensor, residual: Tensor | None, out: Tensor, tile: Tile) -> None:
+        grid = (ids.shape[0], triton.cdiv(self._hidden_size, tile.columns))
+        _few_down_kernel[grid](
+            hidden, ids, weights, self._down, self._down_scales, residual, out, self._experts, RESIDUAL=residual is not None,
+            **self._few_settings(ids, tile), **tile.options(self._limits)
+        )  # fmt: skip
+
+    def _few_settings(self, ids: Tensor, tile: Tile) -> dict[str, int]:
+        stages = tile.options(self._limits)["num_stages"]
+        meta = {"BN": tile.columns, "BK": tile.inner, "STAGES": stages, "FP8_CODES": self._fp8}
+        return {"SLOTS": ids.shape[1], "H": self._hidden_size, "M": self._width, **meta}
+
+    def _many(self, given: Tensor, pairs: Tensor, blocks: Tensor, out: Tensor, share: int, tile: Tile, *, gated: bool) -> None:
+        weight, scales = (self._gate_up, self._gate_up_scales) if gated else (self._down, self._down_scales)
+        n, k = (self._width, self._hidden_size) if gated else (self._hidden_size, self._width)
+        meta = {"B": tile.rows, "BN": tile.columns, "BK": tile.inner, "FP8_CODES": self._fp8, "UPCAST": INTERPRETED}
+        _many_kernel[(triton.cdiv(n, tile.columns), blocks.numel())](
+            given, pairs, blocks, weight, scales, out, self._experts, SHARE=share, N=n, K=k, GATED=gated, **meta,
+            **tile.options(self._limits)
+        )  # fmt: skip
+
+
+def path_of(tokens: int) -> str:
+    """The first word of the names in `TILES` that so many tokens go by."""
+    return "few" if tokens <= FEW_TOKENS else next(path for most, path in _PATHS if tokens <= most)

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openglm.ops.draft_chains import check_chains
+from openglm.ops.draft_chains import Chains, check_chains, rows_of
+from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer
 from openglm.ops.reference.highest import highest
 from openglm.ops.reference.swiglu import swiglu
@@ -24,9 +26,9 @@ from openglm.ops.triton.attention import paged_attention
 from openglm.ops.triton.experts import DeviceExperts
 from openglm.ops.triton.host_experts import HostExperts
 from openglm.ops.triton.linear import DeviceLinear
-from openglm.ops.triton.norm import rms_norm
+from openglm.ops.triton.norm import add_rms_norm, rms_norm
 from openglm.ops.triton.rope import rope_and_write
-from openglm.ops.triton.router import route
+from openglm.ops.triton.router import route, tickets
 
 
 class DeviceBlock(Protocol):
@@ -75,7 +77,7 @@ class DeviceMoE:
     ) -> None:
         """router [E, H] and router_bias [E] fp32 cover all experts, wherever they are."""
         self._local, self._host, self._shared = local, host, shared
-        self._router, self._bias, self._settings = router, router_bias, settings
+        self._router, self._bias, self._settings, self._counters = router, router_bias, settings, tickets(router.device)
 
     @property
     def capturable(self) -> bool:
@@ -93,6 +95,7 @@ class DeviceMoE:
             norm_topk_prob=s.norm_topk_prob,
             scaling=s.scaling,
             num_shared=0,
+            counters=self._counters,
         )
         pending = None if self._host is None else self._host.start(x, weights, ids)
         total = None if self._local is None else self._local.routed(x, weights, ids).float()
@@ -111,6 +114,7 @@ class DeviceLayer:
         self,
         *,
         qkv: DeviceLinear,
+        qkv_bias: Tensor | None,
         o: DeviceLinear,
         mlp: DeviceMLP | DeviceExperts | DeviceMoE,
         input_norm: Tensor,
@@ -121,8 +125,8 @@ class DeviceLayer:
         num_heads: int,
         head_dim: int,
     ) -> None:
-        """Norm weights [H] or [D] have the dtype of the activations."""
-        self._qkv, self._o, self.mlp = qkv, o, mlp
+        """Norm weights [H] or [D] have the dtype of the activations; qkv has no bias of its own, the kernel behind it adds qkv_bias."""
+        self._qkv, self._qkv_bias, self._o, self.mlp = qkv, qkv_bias, o, mlp
         self._input_norm, self._post_norm, self._q_norm, self._k_norm = input_norm, post_norm, q_norm, k_norm
         self._eps, self._num_heads, self._scale = eps, num_heads, head_dim**-0.5
 
@@ -131,44 +135,28 @@ class DeviceLayer:
         """Whether the layer can be part of a CUDA graph."""
         return not isinstance(self.mlp, DeviceMoE) or self.mlp.capturable
 
-    def __call__(
-        self,
-        x: Tensor,
-        *,
-        rope: Tensor,
-        positions: Tensor,
-        slots: Tensor,
-        kv: KVLayer,
-        offsets: Tensor,
-        num_requests: int,
-        max_query_len: int,
-        max_kv_len: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """x [T, H] -> [T, H]; rope [positions, 2, rotary_dim / 2] fp32 is the whole table. The rest is as in the attention kernels."""
-        queries = self._write(x, rope, positions, slots, kv)
-        attended = paged_attention(
-            queries,
-            kv,
-            offsets=offsets,
-            num_requests=num_requests,
-            max_query_len=max_query_len,
-            max_kv_len=max_kv_len,
-            page_table=page_table,
-            scale=self._scale,
-        )
-        x = self._o(attended.flatten(1), x)
-        out: Tensor = self.mlp(rms_norm(x, self._post_norm, self._eps), x)
+    def __call__(self, x: Tensor, batch: PagedBatch, *, rope: Tensor, positions: Tensor, kv: KVLayer) -> Tensor:
+        """x [T, H] -> [T, H]; rope [positions, 2, rotary_dim / 2] fp32 is the whole table, kv the layer's pages."""
+        queries = self.write_kv(x, rope=rope, positions=positions, slots=batch.slots, kv=kv)
+        return self.attend(x, queries, batch, kv)
+
+    def attend(self, x: Tensor, queries: Tensor, batch: PagedBatch, kv: KVLayer) -> Tensor:
+        """What is left of the layer for rows x [T, H] whose keys and values are stored: queries [T, Hq, D] -> [T, H]."""
+        attended = paged_attention(queries, kv, batch, scale=self._scale).flatten(1)
+        if self._o.rounds(attended.shape[0], attended.dtype):  # torch's product of rounded rows adds no residual; the norm does
+            normed, x = add_rms_norm(self._o(attended), x, self._post_norm, self._eps)
+        else:
+            x = self._o(attended, x)
+            normed = rms_norm(x, self._post_norm, self._eps)
+        out: Tensor = self.mlp(normed, x)
         return out
 
-    def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> None:
-        """Only store keys and values of x [T, H]."""
-        self._write(x, rope, positions, slots, kv)
-
-    def _write(self, x: Tensor, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> Tensor:
+    def write_kv(self, x: Tensor, *, rope: Tensor, positions: Tensor, slots: Tensor, kv: KVLayer) -> Tensor:
+        """Store keys and values of x [T, H]; returns its queries [T, Hq, D]."""
         queries: Tensor = rope_and_write(
             self._qkv(rms_norm(x, self._input_norm, self._eps)),
             num_heads=self._num_heads,
+            bias=self._qkv_bias,
             q_norm=self._q_norm,
             k_norm=self._k_norm,
             eps=self._eps,
@@ -193,34 +181,11 @@ class DeviceTrunk:
         """Whether a step can be captured in a CUDA graph: no layer waits for experts in host memory."""
         return all(layer.capturable for layer in self.layers)
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        kv: Sequence[KVLayer],
-        offsets: Tensor,
-        num_requests: int,
-        max_query_len: int,
-        max_kv_len: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """tokens [T] -> hidden states [T, H] after the final norm; the other arguments as in `DeviceLayer`, KV pages for every layer."""
+    def __call__(self, tokens: Tensor, batch: PagedBatch, *, positions: Tensor) -> Tensor:
+        """tokens [T] at positions [T] -> hidden states [T, H] after the final norm."""
         x = F.embedding(tokens, self._embedding)
-        for layer, pages in zip(self.layers, kv, strict=True):
-            x = layer(
-                x,
-                rope=self._rope,
-                positions=positions,
-                slots=slots,
-                kv=pages,
-                offsets=offsets,
-                num_requests=num_requests,
-                max_query_len=max_query_len,
-                max_kv_len=max_kv_len,
-                page_table=page_table,
-            )
+        for layer, kv in zip(self.layers, batch.kv, strict=False):  # behind the trunk's pages come those of the MTP layer
+            x = layer(x, batch, rope=self._rope, positions=positions, kv=kv)
         out: Tensor = rms_norm(x, self._norm, self._eps)
         return out
 
@@ -245,34 +210,16 @@ class DeviceMTP:
         self._eh, self.layer, self._head = eh, layer, head
         self._embedding, self._rope, self._eps = embedding.detach(), rope, eps
         self._enorm, self._hnorm, self._norm = (t.detach() for t in (enorm, hnorm, norm))
+        self.hidden_size, self.dtype = embedding.shape[1], embedding.dtype
 
-    def __call__(
-        self,
-        tokens: Tensor,
-        hidden: Tensor,
-        *,
-        positions: Tensor,
-        slots: Tensor,
-        kv: KVLayer,
-        offsets: Tensor,
-        num_requests: int,
-        max_query_len: int,
-        max_kv_len: int,
-        page_table: Tensor,
-    ) -> Tensor:
-        """tokens [T] that follow the states hidden [T, H] -> [T, H] after the layer's own norm."""
-        out = self.layer(
-            self._input(tokens, hidden),
-            rope=self._rope,
-            positions=positions,
-            slots=slots,
-            kv=kv,
-            offsets=offsets,
-            num_requests=num_requests,
-            max_query_len=max_query_len,
-            max_kv_len=max_kv_len,
-            page_table=page_table,
-        )
+    @property
+    def capturable(self) -> bool:
+        """Whether a chain can be captured in a CUDA graph."""
+        return self.layer.capturable
+
+    def __call__(self, tokens: Tensor, hidden: Tensor, batch: PagedBatch, *, positions: Tensor) -> Tensor:
+        """tokens [T] that follow the states hidden [T, H] at positions [T] -> [T, H] after the layer's own norm; its pages come last."""
+        out = self.layer(self._input(tokens, hidden), batch, rope=self._rope, positions=positions, kv=batch.kv[-1])
         normed: Tensor = rms_norm(out, self._norm, self._eps)
         return normed
 
@@ -306,46 +253,52 @@ class DeviceMTP:
             embedding=self._embedding,
             num_positions=self._rope.shape[0],
         )
-        sources: list[int] = []
-        requests: list[int] = []
-        places: list[int] = []
-        for r, (first, count, start) in enumerate(zip(first_rows, counts, positions, strict=True)):
-            sources += range(first, first + count)
-            requests += [r] * count
-            places += range(start, start + count)
-        given = torch.tensor([list(tokens), sources, requests, places], device=hidden.device)  # one copy to the device
-        states = hidden.index_select(0, given[1])
-        ends: list[int] = []
-        for count in counts:
-            ends.append(count + (ends[-1] if ends else 0))
-        tips = [end - 1 for end in ends]
-        before = sorted(set(range(len(tokens))) - set(tips))
-        if before:
-            index = torch.tensor(before, device=hidden.device)
-            ids, owners, at = given[0][index], given[2][index], given[3][index]
-            self.write_kv(ids, states[index], at, _slots(page_table, owners, at), kv)
-        index = torch.tensor(tips, device=hidden.device)
-        ids, owners, at, states = given[0][index], given[2][index], given[3][index], states[index]
-        drafted = torch.zeros(rows, depths[0], dtype=torch.int64, device=hidden.device)
-        logits = torch.zeros(rows, depths[0], device=hidden.device)
-        for step in range(depths[0]):
-            kept = sum(depth > step for depth in depths)
-            ids, owners, at, states = ids[:kept], owners[:kept], at[:kept], states[:kept]
-            states = self(
-                ids,
-                states,
-                positions=at,
-                slots=_slots(page_table, owners, at),
-                kv=kv,
-                offsets=torch.cat([torch.arange(kept + 1, device=hidden.device), at + 1]),
-                num_requests=kept,
+        places, owners, sources = rows_of(first_rows, counts, positions)
+        tips = [end - 1 for end in accumulate(counts)]
+        given = _to_device([*tokens, *places, *owners, *sources, *tips, *depths], hidden.device)
+        ids, at, own, origin, last_rows, wanted = given.split([len(tokens)] * 4 + [rows] * 2)
+        chains = Chains(ids, at, own, last_rows, wanted, page_table)
+        kept = [sum(depth > step for depth in depths) for step in range(depths[0])]
+        return self.chain(hidden.index_select(0, origin), chains, kept=kept, max_kv_len=last, kv=kv, num_tokens=num_tokens)
+
+    def chain(
+        self, states: Tensor, chains: Chains, *, kept: Sequence[int], max_kv_len: int, kv: KVLayer, num_tokens: int
+    ) -> tuple[Tensor, Tensor]:
+        """All entries of states [T, H], and drafts [R, D] and logits [R, D] of `draft`, without the host.
+
+        Step d of D computes the first kept[d] sequences, of which those that go no deeper write and see nothing.
+        """
+        table, depths, tips, device = chains.page_table, chains.depths, chains.tips, states.device
+        place = table[chains.owners.clamp(min=0), chains.positions // PAGE_SIZE] * PAGE_SIZE + chains.positions % PAGE_SIZE
+        slots = place.masked_fill(chains.owners < 0, -1)
+        given = self._input(chains.tokens, states)
+        queries = self.layer.write_kv(given, rope=self._rope, positions=chains.positions, slots=slots, kv=kv)
+        # Everything that steps need beside states and ids: sequences that stop stay where they are, on pages that they have.
+        steps = torch.arange(len(kept), device=device).unsqueeze(1)
+        still = depths <= steps
+        at = (chains.positions[tips] + torch.minimum(steps, depths - 1)).clamp(min=0)  # [D, R]
+        place = table.gather(1, (at // PAGE_SIZE).t()).t() * PAGE_SIZE + at % PAGE_SIZE
+        draft_slots = place.masked_fill(still, -1).contiguous()  # `place` lies as it was turned
+        lengths = (at + 1).masked_fill(still, 0)
+        starts = torch.arange(tips.shape[0] + 1, device=device)
+        drafted = torch.zeros(tips.shape[0], len(kept), dtype=torch.int64, device=device)
+        logits = torch.zeros(tips.shape[0], len(kept), device=device)
+        ids = tips
+        for step, count in enumerate(kept):
+            batch = PagedBatch.static(
+                offsets=torch.cat([starts[: count + 1], lengths[step, :count]]),
                 max_query_len=1,
-                max_kv_len=last,
-                page_table=page_table[:kept],
+                max_kv_len=max_kv_len,
+                page_table=table[:count],
+                slots=draft_slots[step, :count],
+                kv=(kv,),
             )
+            if step:
+                states = self(ids[:count], states[:count], batch, positions=at[step, :count])
+            else:
+                states = rms_norm(self.layer.attend(given[tips], queries[tips], batch, kv), self._norm, self._eps)
             values, ids = highest(self._head.logits(states)[:, :num_tokens])
-            drafted[:kept, step], logits[:kept, step] = ids, values
-            at = at + 1
+            drafted[:count, step], logits[:count, step] = ids, values
         return drafted, logits
 
     def _input(self, tokens: Tensor, hidden: Tensor) -> Tensor:
@@ -355,6 +308,8 @@ class DeviceMTP:
         return joined
 
 
-def _slots(page_table: Tensor, requests: Tensor, positions: Tensor) -> Tensor:
-    """Where the positions [T] of the requests [T] are stored."""
-    return page_table[requests, positions // PAGE_SIZE] * PAGE_SIZE + positions % PAGE_SIZE
+def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """One copy, for which nobody waits."""
+    if device.type == "cpu":
+        return torch.tensor(values)
+    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)

@@ -12,6 +12,10 @@ Which tile a path runs with is measured at its first call (`tuning`) and then st
 within a path of our own kernels a row does not depend on its company. Paths add in another order than each other, and so may tiles. The
 library chooses its kernel by the number of rows: only there, above 128 rows on a GPU, may a row's last bit depend on how many there are.
 
+A checkpoint may ask that rows are rounded to e4m3 too, a scale for each (`quantize_activations`). That is done where it is faster: above
+128 rows, by `torch._scaled_mm` on hardware that multiplies e4m3 by rows and columns. With fewer rows time goes into reading weights, whose
+codes are multiplied by rows as they are, which costs nothing and rounds nothing. So the number of rows decides, and no measurement.
+
 Shape legend: T rows, K inputs, N outputs.
 """
 
@@ -26,7 +30,7 @@ from torch import Tensor
 
 from openglm.ops.reference.fp8_kv import FP8, quantize_kv
 from openglm.ops.triton.device import INTERPRETED, DeviceLimits, limits
-from openglm.ops.triton.products import multiplied, numbers, rounded
+from openglm.ops.triton.products import encoded, multiplied, numbers, rounded
 from openglm.ops.triton.tuning import LIBRARY, Tile, fitting, tuner
 
 FEW_ROWS = 16
@@ -54,13 +58,12 @@ TILES = {
 
 
 @triton.jit
-def _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCALED: tl.constexpr, ROW_SCALED: tl.constexpr,
-              BIASED: tl.constexpr, RESIDUAL: tl.constexpr):  # fmt: skip
+def _finished(
+    total, scales, bias, residual, row, n, inside, N, SCALED: tl.constexpr, BIASED: tl.constexpr, RESIDUAL: tl.constexpr
+):  # fmt: skip
     """Scales, bias and residual, where there are any: total [B, BN] of rows [B] and outputs [BN]."""
     if SCALED:
         total *= tl.load(scales + n, mask=n < N, other=0.0)[None, :]
-    if ROW_SCALED:
-        total *= tl.load(row_scales + row, mask=inside, other=0.0)[:, None]
     if BIASED:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     if RESIDUAL:
@@ -70,8 +73,8 @@ def _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCAL
 
 @triton.jit
 def _product_kernel(
-    x, weight, scales, row_scales, bias, residual, out, rows, N, K, piece, PIECES: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
-    BK: tl.constexpr, SWAPPED: tl.constexpr, BAND: tl.constexpr, FP8_CODES: tl.constexpr, SCALED: tl.constexpr, ROW_SCALED: tl.constexpr,
+    x, weight, scales, bias, residual, out, rows, N, K, piece, PIECES: tl.constexpr, B: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, SWAPPED: tl.constexpr, BAND: tl.constexpr, FP8_CODES: tl.constexpr, SCALED: tl.constexpr,
     BIASED: tl.constexpr, RESIDUAL: tl.constexpr, UPCAST: tl.constexpr
 ):  # fmt: skip
     """out [rows, N], or with several pieces of K partial sums [PIECES, rows, N]."""
@@ -108,15 +111,27 @@ def _product_kernel(
             stored = tl.load(columns + at[:, None], mask=(at < last)[:, None] & (n < N)[None, :], other=0)
             total = multiplied(given, stored, total, FP8_CODES, UPCAST)
     if PIECES == 1:
-        total = _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCALED, ROW_SCALED, BIASED, RESIDUAL)
+        total = _finished(total, scales, bias, residual, row, n, inside, N, SCALED, BIASED, RESIDUAL)
     place = (tl.program_id(1).to(tl.int64) * rows + row)[:, None] * N + n[None, :]
     tl.store(out + place, rounded(total, out.dtype.element_ty), mask=inside[:, None] & (n < N)[None, :])
 
 
 @triton.jit
+def _round_kernel(x, codes, scales, K, BLOCK: tl.constexpr):
+    """One row in e4m3, as `quantize_kv` rounds it."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    values = tl.load(x + row * K + at, mask=at < K, other=0.0).to(tl.float32)
+    scale = tl.max(tl.abs(values), 0) / 448.0
+    scale = tl.where(scale == 0, 1.0, scale)
+    tl.store(codes + row * K + at, encoded(tl.div_rn(values, tl.broadcast_to(scale, values.shape))), mask=at < K)
+    tl.store(scales + row, scale)
+
+
+@triton.jit
 def _join_kernel(
-    partial, scales, row_scales, bias, residual, out, rows, N, PIECES: tl.constexpr, BN: tl.constexpr, SCALED: tl.constexpr,
-    ROW_SCALED: tl.constexpr, BIASED: tl.constexpr, RESIDUAL: tl.constexpr
+    partial, scales, bias, residual, out, rows, N, PIECES: tl.constexpr, BN: tl.constexpr, SCALED: tl.constexpr,
+    BIASED: tl.constexpr, RESIDUAL: tl.constexpr
 ):  # fmt: skip
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     row = tl.program_id(1).to(tl.int64) + tl.arange(0, 1)
@@ -125,7 +140,7 @@ def _join_kernel(
     for piece in range(PIECES):
         place = (piece * rows.to(tl.int64) + row)[:, None] * N + n[None, :]
         total += tl.load(partial + place, mask=(n < N)[None, :], other=0.0)
-    total = _finished(total, scales, row_scales, bias, residual, row, n, inside, N, SCALED, ROW_SCALED, BIASED, RESIDUAL)
+    total = _finished(total, scales, bias, residual, row, n, inside, N, SCALED, BIASED, RESIDUAL)
     tl.store(out + row[:, None] * N + n[None, :], rounded(total, out.dtype.element_ty), mask=(n < N)[None, :])
 
 
@@ -142,7 +157,7 @@ def piece_of(outputs: int, inputs: int, device: DeviceLimits) -> int:
 
 
 class DeviceLinear:
-    """A weight [N, K] with an optional bias; `quantize_activations` rounds rows to e4m3 too, a scale for each (dynamic W8A8)."""
+    """A weight [N, K] with an optional bias; `quantize_activations` rounds many rows to e4m3 too, a scale for each (dynamic W8A8)."""
 
     def __init__(
         self, weight: Tensor, *, scales: Tensor | None = None, bias: Tensor | None = None, quantize_activations: bool = False
@@ -186,17 +201,38 @@ class DeviceLinear:
         out = torch.empty(rows, self.out_features, dtype=dtype, device=x.device)
         if not rows:
             return out
-        codes, row_scales = quantize_kv(x) if self._quantize else (None, None)
-        # Exact: what is multiplied are the codes, and the scale comes behind the sum.
-        x = (x if codes is None else codes.to(x.dtype)).contiguous()
-        residual = None if residual is None else residual.contiguous()
+        x, residual = x.contiguous(), None if residual is None else residual.contiguous()
+        if self.rounds(rows, x.dtype) and dtype == x.dtype:
+            self._multiply_rounded(x, residual, out)
+            return out
         path = path_of(rows)
-        run = partial(self._launch, x, codes, row_scales, residual, out, path)
+        run = partial(self._launch, x, residual, out, path)
         kind = (path, x.dtype, dtype, residual is not None)
         if kind not in self._chosen:
             self._chosen[kind] = self._choose(kind, run)
         run(self._chosen[kind])
         return out
+
+    def rounds(self, rows: int, dtype: torch.dtype) -> bool:
+        """Whether so many rows of this dtype are rounded to e4m3 first. Their residual is added by itself then, so a norm may as well."""
+        whole = self.out_features % 16 == 0 and self.in_features % 16 == 0 and (self._bias is None or self._bias.dtype == dtype)
+        asked = self._quantize and path_of(rows) == "many" and dtype == torch.bfloat16 and whole
+        return asked and _multiplies_codes(self._weight.device, self._limits)
+
+    def _multiply_rounded(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None:
+        assert self._scales is not None
+        codes, row_scales = rounded_rows(x)
+        torch._scaled_mm(
+            codes,
+            self._weight.view(FP8).t(),
+            scale_a=row_scales.view(-1, 1),
+            scale_b=self._scales.view(1, -1),
+            bias=self._bias,
+            out_dtype=out.dtype,
+            out=out,
+        )
+        if residual is not None:
+            out.add_(residual)
 
     def _choose(self, kind: tuple[str, torch.dtype, torch.dtype, bool], run: partial[None]) -> Tile:
         path, given, result, residual = kind
@@ -204,7 +240,7 @@ class DeviceLinear:
         if path == "many" and self._library_fits(given, result, residual=residual):
             tiles.insert(0, LIBRARY)
         stored = "fp8" if self._scales is not None else self._weight.dtype
-        scheme = f"{given}{'-fp8' if self._quantize else ''} x {stored} + {'residual' if residual else 'nothing'} -> {result}"
+        scheme = f"{given} x {stored} + {'residual' if residual else 'nothing'} -> {result}"
         return tuner(self._weight.device).choose(f"linear {path}", (self.out_features, self.in_features, scheme), tiles, run)
 
     def _library_fits(self, given: torch.dtype, result: torch.dtype, *, residual: bool) -> bool:
@@ -213,59 +249,54 @@ class DeviceLinear:
             return False
         if self._bias is not None and self._bias.dtype != given:
             return False
-        if self._scales is None:
-            return given == self._weight.dtype and given in (torch.bfloat16, torch.float16) and not self._quantize
-        whole = self.out_features % 16 == 0 and self.in_features % 16 == 0
-        rowwise = self._limits.fp8_dot and (self._limits.is_hip or self._limits.capability >= (9, 0))
-        return self._quantize and whole and rowwise and given == torch.bfloat16 and not residual
+        return self._scales is None and given == self._weight.dtype and given in (torch.bfloat16, torch.float16)
 
     def _launch(
         self,
         x: Tensor,
-        codes: Tensor | None,
-        row_scales: Tensor | None,
         residual: Tensor | None,
         out: Tensor,
         path: str,
         tile: Tile,
     ) -> None:
         if tile == LIBRARY:
-            self._call_library(x, codes, row_scales, residual, out)
+            self._call_library(x, residual, out)
             return
         rows, outputs, inputs = x.shape[0], self.out_features, self.in_features
         piece = self._piece if path == "few" else inputs
         pieces = triton.cdiv(inputs, piece)
         ends = {
             "SCALED": self._scales is not None,
-            "ROW_SCALED": row_scales is not None,
             "BIASED": self._bias is not None,
             "RESIDUAL": residual is not None,
         }
-        beside = (self._scales, row_scales, self._bias, residual)
+        beside = (self._scales, self._bias, residual)
         target = out if pieces == 1 else torch.empty(pieces, rows, outputs, device=x.device)
         _product_kernel[(triton.cdiv(outputs, tile.columns) * triton.cdiv(rows, tile.rows), pieces)](
             x, self._weight, *beside, target, rows, outputs, inputs, piece, PIECES=pieces, B=tile.rows, BN=tile.columns, BK=tile.inner,
             SWAPPED=tile.swapped, BAND=_BAND, FP8_CODES=self._scales is not None, UPCAST=INTERPRETED, **ends,
-            num_warps=tile.num_warps, num_stages=min(tile.num_stages, 2) if self._limits.is_hip else tile.num_stages,
+            **tile.options(self._limits),
         )  # fmt: skip
         if pieces > 1:
             _join_kernel[triton.cdiv(outputs, _JOINED), rows](target, *beside, out, rows, outputs, PIECES=pieces, BN=_JOINED, **ends)
 
-    def _call_library(self, x: Tensor, codes: Tensor | None, row_scales: Tensor | None, residual: Tensor | None, out: Tensor) -> None:
-        """The product by torch: cuBLAS or CUTLASS on NVIDIA, hipBLASLt on AMD. Only where `_library_fits`."""
-        if codes is not None and row_scales is not None and self._scales is not None:
-            torch._scaled_mm(
-                codes.contiguous(),
-                self._weight.view(FP8).t(),
-                scale_a=row_scales.view(-1, 1),
-                scale_b=self._scales.view(1, -1),
-                bias=self._bias,
-                out_dtype=out.dtype,
-                out=out,
-            )
-            return
+    def _call_library(self, x: Tensor, residual: Tensor | None, out: Tensor) -> None:
+        """The product by torch: cuBLAS on NVIDIA, hipBLASLt on AMD. Only where `_library_fits`."""
         added = self._bias if residual is None else residual
         if added is None:
             torch.mm(x, self._weight.t(), out=out)
         else:
             torch.addmm(added, x, self._weight.t(), out=out)
+
+
+def rounded_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [T, K] contiguous -> e4m3 codes [T, K] and scales [T] fp32, those of `quantize_kv`."""
+    codes, scales = torch.empty(x.shape, dtype=torch.uint8, device=x.device), torch.empty(x.shape[0], device=x.device)
+    block = triton.next_power_of_2(x.shape[1])
+    _round_kernel[(x.shape[0],)](x, codes, scales, x.shape[1], BLOCK=block, num_warps=8 if block > 4096 else 4)
+    return codes.view(FP8), scales
+
+
+def _multiplies_codes(device: torch.device, found: DeviceLimits) -> bool:
+    """Whether `torch._scaled_mm` takes a scale for each row and column there."""
+    return device.type == "cuda" and found.fp8_dot and (found.is_hip or found.capability >= (9, 0))

@@ -27,6 +27,24 @@ def decoded(codes, dtype: tl.constexpr):
 
 
 @triton.jit
+def encoded(x):
+    """fp32 -> codes of the OCP format e4m3fn, to the nearest and even, clamped to 448; NaN stays NaN.
+
+    In integers, because hardware before sm_89 and AMD's gfx942 have no such conversion, and the interpreter rounds it wrongly.
+    """
+    bits = x.to(tl.int32, bitcast=True)
+    magnitude = bits & 0x7FFFFFFF
+    absolute = tl.minimum(magnitude.to(tl.float32, bitcast=True), 448.0)
+    clamped = absolute.to(tl.int32, bitcast=True)
+    normal = ((clamped + 0x7FFFF + ((clamped >> 20) & 1)) >> 20) - (120 << 3)
+    # Below 2^-6 codes are multiples of 2^-9, which is the spacing of fp32 at 16384.
+    small = (absolute + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+    code = tl.where(clamped < 0x3C800000, small, normal)
+    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
+
+
+@triton.jit
 def numbers(stored, FP8_CODES: tl.constexpr):
     """Weights as fp32; e4m3fn codes come as bytes, because not every device converts them."""
     if FP8_CODES:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer, kv_tensors
 from openglm.ops.reference.fp8_kv import Fp8KV
-from openglm.ops.triton.products import rounded
+from openglm.ops.triton.products import encoded, rounded
 
 _FEW_TOKENS = 64  # up to here every head gets a program of its own
 _MAX_HEADS = 4
@@ -35,7 +35,7 @@ def _read(row, bias, heads, dims, in_head, D: tl.constexpr, BIAS: tl.constexpr):
     values = stored.to(tl.float32)
     if BIAS:
         values += tl.load(bias + offsets, mask=in_head[None, :], other=0.0).to(tl.float32)
-        values = values.to(stored.dtype).to(tl.float32)
+        values = rounded(values, stored.dtype).to(tl.float32)
     return values
 
 
@@ -45,24 +45,6 @@ def _norm(values, rstd, weight, dims, in_head, dtype: tl.constexpr):
     weights = tl.load(weight + dims, mask=in_head, other=0.0).to(tl.float32)
     scaled = rounded(values * rstd, dtype).to(tl.float32)
     return rounded(scaled * weights[None, :], dtype).to(tl.float32)
-
-
-@triton.jit
-def _encode_e4m3(x):
-    """fp32 -> codes of the OCP format e4m3fn, to the nearest and even, clamped to 448; NaN stays NaN.
-
-    In integers, because hardware before sm_89 and AMD's gfx942 have no such conversion, and the interpreter rounds it wrongly.
-    """
-    bits = x.to(tl.int32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    absolute = tl.minimum(magnitude.to(tl.float32, bitcast=True), 448.0)
-    clamped = absolute.to(tl.int32, bitcast=True)
-    normal = ((clamped + 0x7FFFF + ((clamped >> 20) & 1)) >> 20) - (120 << 3)
-    # Below 2^-6 codes are multiples of 2^-9, which is the spacing of fp32 at 16384.
-    small = (absolute + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
-    code = tl.where(clamped < 0x3C800000, small, normal)
-    code = tl.where(magnitude > 0x7F800000, 0x7F, code)
-    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit
@@ -138,7 +120,7 @@ def _rope_kernel(
             scale = tl.max(tl.abs(values), 1) / 448.0
             scale = tl.where(scale == 0, 1.0, scale)
             numbers = tl.div_rn(values, tl.broadcast_to(scale[:, None], values.shape))
-            tl.store(target, _encode_e4m3(numbers), mask=in_head[None, :])
+            tl.store(target, encoded(numbers), mask=in_head[None, :])
             tl.store(scales + slot // PAGE * scale_stride + places, scale)
         else:
             tl.store(target, rounded(values, kv.dtype.element_ty), mask=in_head[None, :])
@@ -171,6 +153,8 @@ def rope_and_write(
         raise ValueError(f"qkv {tuple(qkv.shape)} is not [T, {total} * {head_dim}] with contiguous rows")
     if 2 * half > head_dim or not rope_table.is_contiguous() or data.shape[3] != PAGE_SIZE or not data[0].is_contiguous():
         raise ValueError("the RoPE table or the pages do not fit the heads, or are not contiguous")
+    if positions.shape != (num_tokens,) or slots.shape != (num_tokens,) or not (positions.is_contiguous() and slots.is_contiguous()):
+        raise ValueError(f"positions {tuple(positions.shape)} and slots {tuple(slots.shape)} are not {num_tokens} in a row")
     queries = torch.empty(num_tokens, num_heads, head_dim, dtype=qkv.dtype, device=qkv.device)
     if not num_tokens:
         return queries

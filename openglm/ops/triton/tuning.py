@@ -45,6 +45,10 @@ class Tile(NamedTuple):
     swapped: bool = False
     """Whether outputs, not rows, are the first dimension of the matrix instruction, which on Hopper is 64 at least."""
 
+    def options(self, device: DeviceLimits) -> dict[str, int]:
+        """How its kernel is launched; AMD's pipelines have two stages at most."""
+        return {"num_warps": self.num_warps, "num_stages": min(self.num_stages, 2) if device.is_hip else self.num_stages}
+
 
 LIBRARY = Tile(0, 0, 0, 0, 0)
 
@@ -53,8 +57,7 @@ def fitting(tiles: Sequence[Tile], device: DeviceLimits, given_bytes: int, store
     """Those whose pipeline of both operands, of so many bytes an element, fits a program's shared memory; at least the smallest."""
 
     def size(tile: Tile) -> int:
-        stages = min(tile.num_stages, 2) if device.is_hip else tile.num_stages
-        return stages * tile.inner * (tile.rows * given_bytes + tile.columns * stored_bytes)
+        return tile.options(device)["num_stages"] * tile.inner * (tile.rows * given_bytes + tile.columns * stored_bytes)
 
     return [tile for tile in tiles if size(tile) <= device.shared_bytes] or [min(tiles, key=size)]
 

@@ -24,9 +24,17 @@ def build_attention(target, *, fp8):
         constants = {"SHORT": short, "M": rows, "SPLITS": most, "MAX_SPLITS": most, **meta}
         options = {"num_warps": 4, "num_stages": 3}
         build(f"split {short} fp8={fp8}", attention._split_kernel, constants, target, whole=whole, options=options, **types)
-    constants = {"SHORT": attention._SPLIT_ROWS // GROUP, "M": attention._TILE_ROWS, **meta}
-    options = {"num_warps": 8, "num_stages": 2}
+    most_rows, num_warps = attention._TILE_ON_HIP if target.startswith("gfx") else attention._TILE
+    constants = {"SHORT": attention._SPLIT_ROWS // GROUP, "LONG": attention._SDPA_QUERIES, "M": most_rows, **meta}
+    options = {"num_warps": num_warps, "num_stages": 2}
     build(f"tile fp8={fp8}", attention._tile_kernel, constants, target, whole=whole, options=options, **types)
+
+
+def build_gather(target, *, fp8):
+    types = {"kv": "*u8" if fp8 else "*bf16", "scales": "*fp32" if fp8 else "*bf16", "pages": "*i64", "out": "*bf16", "num_pages": "i32"}
+    types |= dict.fromkeys(("kv_stride", "scale_stride"), "i32")
+    constants = {"D": DIM, "BLOCK_D": DIM, "PAGE": PAGE, "FP8": fp8}
+    build(f"gather fp8={fp8}", attention._gather_kernel, constants, target, whole=("kv_stride", "scale_stride"), **types)
 
 
 def build_rope(target, *, fp8):
@@ -65,6 +73,7 @@ def build_sampling(target):
 def main(target, model):
     for fp8 in (False, True):
         build_attention(target, fp8=fp8)
+        build_gather(target, fp8=fp8)
         build_rope(target, fp8=fp8)
     build_join(target)
     build_norm(target, HIDDEN[model])

@@ -11,7 +11,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from triton.runtime import driver
 
+from openglm.ops.triton.device import DeviceLimits
+
 TARGETS = {"sm_90": GPUTarget("cuda", 90, 32), "gfx942": GPUTarget("hip", "gfx942", 64)}
+LIMITS = {
+    "sm_90": DeviceLimits("H200", num_sms=132, shared_bytes=227 * 1024, capability=(9, 0), is_hip=False, fp8_dot=True),
+    "gfx942": DeviceLimits("MI300X", num_sms=304, shared_bytes=64 * 1024, capability=(0, 0), is_hip=True, fp8_dot=False),
+}
 
 
 class _Absent:

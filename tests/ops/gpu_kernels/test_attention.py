@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from openglm.ops import Fp8KV
+from openglm.ops import Fp8KV, PagedBatch
 from openglm.ops.reference.attention import paged_attention as reference
 from openglm.ops.reference.fp8_kv import quantize_kv
+from openglm.ops.triton import attention as module
 from openglm.ops.triton.attention import chunk_attention, paged_attention
 
 
@@ -30,16 +31,9 @@ def make_case(counts, lengths, *, heads=6, kv_heads=2, dim=16, dtype=torch.float
 
 def run(case, counts, lengths, *, max_query_len=None, max_kv_len=None):
     queries, kv, offsets, table = case
-    return paged_attention(
-        queries,
-        kv,
-        offsets=offsets,
-        num_requests=len(counts),
-        max_query_len=max_query_len or max(counts),
-        max_kv_len=max_kv_len or max(lengths),
-        page_table=table,
-        scale=0.3,
-    )
+    bounds = {"max_query_len": max_query_len or max(counts), "max_kv_len": max_kv_len or max(lengths)}
+    batch = PagedBatch.static(offsets=offsets, **bounds, page_table=table[: len(counts)], slots=offsets[:0], kv=(kv,))
+    return paged_attention(queries, kv, batch, scale=0.3)
 
 
 def expected(case, counts, lengths):
@@ -119,9 +113,70 @@ def test_a_long_chunk_through_fused_attention_equals_the_reference():
         torch.testing.assert_close(out, expected(case, (40,), (130,)), atol=2e-6, rtol=2e-6)
 
 
+@pytest.fixture
+def fused(monkeypatch):
+    """torch's fused attention as on NVIDIA, from 20 new tokens on; the requests that went there, by their new tokens."""
+    seen = []
+
+    def counted(queries, *rest, **settings):
+        seen.append(len(queries))
+        return chunk_attention(queries, *rest, **settings)
+
+    monkeypatch.setattr(module, "_has_fused_attention", lambda queries: True)
+    monkeypatch.setattr(module, "_SDPA_QUERIES", 20)
+    monkeypatch.setattr(module, "chunk_attention", counted)
+    return seen
+
+
+def known(case, counts, lengths):
+    """With lengths that the host knows."""
+    queries, kv, offsets, table = case
+    batch = PagedBatch(offsets[: len(counts) + 1].tolist(), lengths, table, offsets[:0], (kv,))
+    return paged_attention(queries, kv, batch, scale=0.3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "lengths", "to_fused"),
+    [
+        ((40,), (130,), [40]),
+        ((1, 40, 2), (200, 70, 64), [40]),
+        ((30, 12, 1, 20, 19), (30, 90, 65, 150, 19), [30, 20]),
+        ((12, 1), (64, 3), []),
+        ((25, 22), (25, 80), [25, 22]),
+    ],
+)
+@pytest.mark.parametrize("fp8", [False, True])
+def test_long_requests_go_to_fused_attention_whatever_their_company(fused, counts, lengths, to_fused, fp8):
+    case = make_case(counts, lengths, fp8=fp8)
+    together = known(case, counts, lengths)
+    assert fused == to_fused
+    torch.testing.assert_close(together, expected(case, counts, lengths), atol=2e-6, rtol=2e-6)
+    queries, kv, offsets, table = case
+    for r, (count, length) in enumerate(zip(counts, lengths, strict=True)):
+        rows = slice(int(offsets[r]), int(offsets[r + 1]))
+        alone = known((queries[rows], kv, torch.tensor([0, count, length]), table[r : r + 1]), (count,), (length,))
+        # few new tokens may share a larger tile with company's, and of torch's attention on the CPU nothing is known
+        assert torch.equal(together[rows], alone) or not 10 < count < 20
+        torch.testing.assert_close(together[rows], alone, atol=1e-6, rtol=1e-6)
+
+
+def test_decode_rows_do_not_notice_a_prefill_beside_them(fused):
+    counts, lengths = (1, 40, 12, 1), (200, 70, 64, 65)
+    case = make_case(counts, lengths)
+    queries, kv, _, table = case
+    rows, both = [0, 53], torch.tensor([0, 1, 2, 200, 65])
+    assert torch.equal(known(case, counts, lengths)[rows], known((queries[rows], kv, both, table[[0, 3]]), (1, 1), (200, 65)))
+
+
+def test_a_graph_never_asks_for_fused_attention(fused):
+    case = make_case((40,), (130,))
+    torch.testing.assert_close(run(case, (40,), (130,)), expected(case, (40,), (130,)), atol=2e-6, rtol=2e-6)
+    assert not fused
+
+
 def test_shapes_that_do_not_fit_are_refused():
     case = make_case((1,), (70,))
     with pytest.raises(ValueError, match="positions do not fit"):
         run(case, (1,), (700,))
-    with pytest.raises(ValueError, match="offsets"):
-        run(case, (1, 1), (70, 70))
+    with pytest.raises(ValueError, match="do not fit pages"):
+        run((case[0][:, :3], *case[1:]), (1,), (70,))

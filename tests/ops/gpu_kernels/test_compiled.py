@@ -12,8 +12,6 @@ SHARED = {"sm_90": 227 * 1024, "gfx942": 64 * 1024}
 REGISTERS = {"sm_90": 255, "gfx942": 512}
 SPILLED = {  # what compilers leave over, in bytes (sm_90) or registers (gfx942); everything else must have none
     ("sm_90", "split 2 fp8=False"): 8,
-    ("gfx942", "tile fp8=False"): 2,
-    ("gfx942", "tile fp8=True"): 400,  # codes are decoded by hand there, beside the queries of 128 rows
 }
 SLOW = pytest.mark.slow
 
@@ -33,15 +31,17 @@ def compiled(script, folder, *arguments):
         ("linear", "sm_90", "air", ("best",), 9),
         ("linear", "sm_90", "glm-4.5", ("best",), 9),
         ("linear", "gfx942", "air", ("best",), 9),
-        ("experts", "sm_90", "air", (), 11),
-        ("experts", "sm_90", "glm-4.5", (), 11),
-        ("experts", "gfx942", "air", (), 11),
-        ("attention", "sm_90", "air", (), 18),
+        ("experts", "sm_90", "air", ("best",), 20),
+        ("experts", "sm_90", "glm-4.5", ("best",), 20),
+        ("experts", "gfx942", "air", ("best",), 20),
+        ("attention", "sm_90", "air", (), 20),
         pytest.param("linear", "sm_90", "air", (), 35, marks=SLOW),
         pytest.param("linear", "sm_90", "glm-4.5", (), 35, marks=SLOW),
         pytest.param("linear", "gfx942", "glm-4.5", (), 20, marks=SLOW),
-        pytest.param("attention", "sm_90", "glm-4.5", (), 18, marks=SLOW),
-        pytest.param("attention", "gfx942", "air", (), 18, marks=SLOW),
+        pytest.param("experts", "sm_90", "air", (), 60, marks=SLOW),
+        pytest.param("experts", "sm_90", "glm-4.5", (), 60, marks=SLOW),
+        pytest.param("attention", "sm_90", "glm-4.5", (), 20, marks=SLOW),
+        pytest.param("attention", "gfx942", "air", (), 20, marks=SLOW),
     ],
 )
 def test_kernels_compile_within_the_limits_of_the_device(script, target, model, how, least, tmp_path):
@@ -50,9 +50,11 @@ def test_kernels_compile_within_the_limits_of_the_device(script, target, model, 
     for kernel in built:
         assert kernel["shared"] <= SHARED[target], kernel
         assert 0 < kernel["registers"] <= REGISTERS[target], kernel
-        if how or script != "linear" or target != "gfx942":  # of tiles that are not the first guess some spill there: the tuner's business
+        if (
+            how or script == "attention" or target != "gfx942"
+        ):  # of tiles that are not the first guess some spill there: the tuner's business
             assert kernel["spilled"] <= SPILLED.get((target, kernel["kernel"]), 0), kernel
-        if target == "sm_90" and script == "experts":
+        if target == "sm_90" and script == "experts" and not kernel["kernel"].startswith("prompt"):
             assert kernel["registers"] <= 128, kernel  # four programs of four warps on a multiprocessor
         if target == "sm_90" and "swapped" not in kernel["kernel"]:
             assert not kernel["serialized"], kernel

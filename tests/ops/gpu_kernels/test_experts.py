@@ -1,10 +1,13 @@
 """Experts on the device in the interpreter, against the reference in fp32 on the same (rounded) weights."""
 
+from itertools import zip_longest
+
 import pytest
 import torch
 
 from openglm.ops import FP8, reference
-from openglm.ops.triton.experts import DeviceExperts
+from openglm.ops.triton.experts import TILES, DeviceExperts, path_of
+from openglm.ops.triton.tuning import tuner
 
 H, M, EXPERTS, SLOTS = 40, 24, 6, 3
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
@@ -92,6 +95,33 @@ def test_a_nan_spoils_no_other_token_and_none_where_its_experts_are_elsewhere(to
     assert found[0].isnan().all()
     assert not found[1].any()
     assert torch.equal(found[2:], clean[2:])
+
+
+@pytest.mark.parametrize(("path", "tokens"), [("few", 3), ("some", 17), ("many", 130), ("prompt", 1030)])
+def test_every_tile_gives_the_sum(monkeypatch, path, tokens):
+    assert path_of(tokens) == path
+    x, _ = inputs(tokens)
+    seed = torch.Generator().manual_seed(9)
+    ids = torch.randint(0, EXPERTS, (tokens, 1), generator=seed, dtype=torch.int32)
+    weights = torch.rand(tokens, 1, generator=seed)
+    for places in zip_longest(*(TILES[f"{path} {kind}"] for kind in ("gate_up", "down"))):
+        for kind, tile in zip(("gate_up", "down"), places, strict=True):
+            if tile is not None:
+                monkeypatch.setitem(TILES, f"{path} {kind}", [tile])
+        tuner.cache_clear()  # it remembers the choice of the round before
+        experts, stacks, _ = make(fp8=True, shared=0)
+        found = experts.routed(x, weights, ids)
+        assert {tile for tile in places if tile is not None} <= set(experts._chosen.values())
+        torch.testing.assert_close(found, expected(x, weights, ids, stacks), rtol=1e-4, atol=1e-5)
+    tuner.cache_clear()
+
+
+def test_tiles_of_a_path_share_the_height_that_pairs_are_sorted_into():
+    for path in ("few", "some", "many", "prompt"):
+        assert len({tile.rows for kind in ("gate_up", "down") for tile in TILES[f"{path} {kind}"]}) == 1
+    assert [path_of(tokens) for tokens in (1, 16, 17, 128, 129, 1024, 1025, 1 << 20)] == [
+        "few", "few", "some", "some", "many", "many", "prompt", "prompt",
+    ]  # fmt: skip
 
 
 def test_weights_that_do_not_fit_are_refused():

@@ -9,7 +9,7 @@ from openglm.ops import FP8
 from openglm.ops.reference.fp8_kv import quantize_kv
 from openglm.ops.triton import linear as module
 from openglm.ops.triton.device import DeviceLimits
-from openglm.ops.triton.linear import TILES, DeviceLinear, path_of, piece_of
+from openglm.ops.triton.linear import TILES, DeviceLinear, path_of, piece_of, rounded_rows
 from openglm.ops.triton.tuning import LIBRARY, tuner
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # the interpreter cuts bf16 off instead of rounding
@@ -69,12 +69,38 @@ def test_a_row_that_is_not_finite_spoils_no_other():
     assert torch.equal(found[[0, 2, 3]], clean[[0, 2, 3]])
 
 
-@pytest.mark.parametrize("rows", [2, 20])
-def test_rounded_rows_are_multiplied_by_codes_and_scaled_behind_the_sum(rows):
-    weight, x = made(70, 300), made(rows, 300, seed=6)
-    found = DeviceLinear.quantized(weight, quantize_activations=True).logits(x)
-    exact = [codes.double() * scales.double().unsqueeze(1) for codes, scales in map(quantize_kv, (x, weight))]
-    close(found, exact[0] @ exact[1].T, torch.float32)
+@pytest.mark.parametrize("width", [16, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_rounded_as_the_reference_rounds(width, dtype):
+    x = made(5, width, dtype=dtype)
+    x[1], x[2, 3] = 0, float("nan")
+    codes, scales = rounded_rows(x)
+    wanted, wanted_scales = quantize_kv(x)
+    whole = [0, 1, 3, 4]
+    assert torch.equal(scales[whole], wanted_scales[whole])
+    assert torch.equal(codes[whole].view(torch.uint8), wanted[whole].view(torch.uint8))
+    assert (codes[2].float() * scales[2]).isnan().any()
+
+
+@pytest.mark.parametrize("added", ["nothing", "bias", "residual"])
+def test_many_rows_are_rounded_where_codes_are_multiplied(monkeypatch, added):
+    weight, x = made(48, 64), made(130, 64, dtype=torch.bfloat16, seed=1)
+    bias = made(48, dtype=torch.bfloat16, seed=2) if added == "bias" else None
+    residual = made(130, 48, dtype=torch.bfloat16, seed=3) if added == "residual" else None
+    linear = DeviceLinear.quantized(weight, bias=bias, quantize_activations=True)
+    assert not linear.rounds(130, torch.bfloat16), "the interpreter multiplies no codes"
+    exact, plain = quantize_kv(weight), linear(x, residual)
+    monkeypatch.setattr(module, "_multiplies_codes", lambda *_: True)
+    assert linear.rounds(129, torch.bfloat16) and not linear.rounds(128, torch.bfloat16) and not linear.rounds(129, torch.float16)
+    assert not DeviceLinear.quantized(weight).rounds(129, torch.bfloat16)
+    assert not DeviceLinear.quantized(weight[:40], quantize_activations=True).rounds(129, torch.bfloat16)
+    rounded = [codes.double() * scales.double().unsqueeze(1) for codes, scales in (quantize_kv(x), exact)]
+    wanted = rounded[0] @ rounded[1].T + sum(t.double() for t in (bias, residual) if t is not None)
+    found = linear(x, residual)
+    close(found, wanted, torch.bfloat16)
+    assert not torch.equal(found, plain)
+    few = linear(x[:20])
+    close(few, x[:20].double() @ rounded[1].T + (0 if bias is None else bias.double()), torch.bfloat16)
 
 
 def test_every_code_is_its_value():
@@ -113,20 +139,10 @@ def test_the_library_gives_the_product(added):
     bias = made(48, dtype=torch.bfloat16, seed=2) if added == "bias" else None
     residual = made(130, 48, dtype=torch.bfloat16, seed=3) if added == "residual" else None
     linear, out = DeviceLinear(weight, bias=bias), torch.empty(130, 48, dtype=torch.bfloat16)
-    linear._launch(x, None, None, residual, out, "many", LIBRARY)
+    linear._launch(x, residual, out, "many", LIBRARY)
     wanted = x.double() @ weight.double().T
     wanted += 0 if bias is None else bias.double()
     close(out, wanted if residual is None else wanted + residual.double(), torch.bfloat16)
-
-
-def test_the_library_multiplies_rounded_rows():
-    weight, x = made(48, 64), made(130, 64, dtype=torch.bfloat16, seed=1)
-    bias, out = made(48, dtype=torch.bfloat16, seed=2), torch.empty(130, 48, dtype=torch.bfloat16)
-    rows, columns = quantize_kv(x), quantize_kv(weight)
-    linear = DeviceLinear(columns[0], scales=columns[1], bias=bias, quantize_activations=True)
-    linear._launch(x, *rows, None, out, "many", LIBRARY)
-    exact = [codes.double() * scales.double().unsqueeze(1) for codes, scales in (rows, columns)]
-    close(out, exact[0] @ exact[1].T + bias.double(), torch.bfloat16)
 
 
 H200 = DeviceLimits("an H200", num_sms=132, shared_bytes=227 * 1024, capability=(9, 0), is_hip=False, fp8_dot=True)
@@ -144,10 +160,7 @@ def test_the_library_is_asked_only_for_what_it_rounds_once():
     assert fits(bf16) and fits(bf16, residual=True) and fits(bf16, bias=bias) and fits(torch.float16)
     assert not fits(bf16, bias=bias, residual=True) and not fits(bf16, torch.float32) and not fits(torch.float32)
     assert not fits(bf16, bias=bias.float()) and not fits(bf16, weight=made(48, 64))
-    rounded = {"weight": codes, "scales": scales, "quantize_activations": True}
-    assert fits(bf16, **rounded) and not fits(bf16, residual=True, **rounded) and not fits(torch.float16, **rounded)
     assert not fits(bf16, weight=codes, scales=scales)  # codes times unrounded rows is ours alone
-    assert not fits(bf16, weight=codes[:40], scales=scales[:40], quantize_activations=True)
 
 
 def test_pieces_of_k_fill_the_device():

@@ -86,6 +86,9 @@ def test_damage_stays_visible_in_fp8_pages():
 
 def test_shapes_that_do_not_fit_are_refused():
     qkv, _, _, positions, slots = case(2, torch.float32, 16)
+    common = {"num_heads": HEADS, "q_norm": None, "k_norm": None, "eps": 1e-5, "rope_table": rope_table(500, 8, 10000.0)}
+    with pytest.raises(ValueError, match="in a row"):
+        rope_and_write(qkv, **common, positions=positions, slots=slots.repeat_interleave(2)[::2], kv=pages(torch.float32, 16, "plain"))
     with pytest.raises(ValueError, match="qkv"):
         rope_and_write(
             qkv[:, 1:],
