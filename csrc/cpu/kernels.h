@@ -148,6 +148,7 @@ struct Kernels {
                       int64_t table_stride, int64_t* drafted, float* logits_of, DType);
 };
 
+const Kernels* amx_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_bf16_kernels();
 const Kernels* avx2_kernels();

@@ -76,7 +76,7 @@ def peak_flops(weight: WeightFormat, activation: torch.dtype) -> float:
     """
     name = available()
     at_once = 1
-    if name == "avx512_bf16":
+    if name in ("amx", "avx512_bf16"):
         at_once = 4 if weight == "w8a8" else 2 if weight != "float32" and activation == torch.bfloat16 else 1
     steps = 3_000_000
     seconds = _native.measure_multiplying(steps, _TARGETS[weight], CODES[activation])
