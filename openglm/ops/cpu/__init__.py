@@ -39,7 +39,7 @@ _SCALED = ("fp8", "int8", "w8a8")
 
 
 def available() -> str | None:
-    """The instruction set in use ("avx512_bf16", "avx512", "avx2"), or None when there are no kernels for this machine."""
+    """The instruction set in use ("amx", "avx512_bf16", "avx512", "avx2"), or None when there are no kernels for this machine."""
     return None if _native is None else _native.active()
 
 
