@@ -521,9 +521,11 @@ bool tiles_allowed() {
 #elif defined(__x86_64__) && defined(__linux__)
     static const bool allowed = [] {
         constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
-        constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        constexpr long kGetPermissions = 0x1022, kRequestPermission = 0x1023, kTileData = 18;  // ARCH_{GET,REQ}_XCOMP_PERM, XFEATURE_XTILEDATA
         unsigned a, b, c, d;
-        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+        unsigned long granted = 0;  // asked for as well, in case something between us and the kernel says yes to everything
+        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 &&
+               syscall(SYS_arch_prctl, kGetPermissions, &granted) == 0 && (granted >> kTileData & 1);
     }();
     return allowed;
 #else

@@ -104,6 +104,16 @@ def test_the_sums_of_a_product_have_the_order_of_tiles():
     assert torch.equal(PackedLinear(weight).logits(x), total)
 
 
-@pytest.mark.parametrize("to", ["float32", "bfloat16", "w8a8"])
-def test_the_ceiling_is_measured(to):
-    assert cpu.peak_flops(to, torch.bfloat16) > 0
+def test_subnormal_numbers_are_zeros():
+    x = torch.zeros(2, 32, dtype=torch.bfloat16)
+    x[0, 0], x[0, 1], x[1, 0] = 2.0**-130, 1.0, 2.0**-100
+    weight = torch.full((3, 32), 2.0**-29, dtype=torch.bfloat16)
+    weight[0], weight[1] = 2.0**100, 2.0**-26
+    out = PackedLinear(weight).logits(x)
+    assert out[0].tolist() == [2.0**100, 2.0**-26, 2.0**-29]  # 2^-130 is not read
+    assert out[1].tolist() == [1.0, 2.0**-126, 0.0]  # 2^-129 is not written
+
+
+@pytest.mark.parametrize("weight", [1, 5])  # bf16, w8a8
+def test_the_ceiling_is_measured(weight, emulated_amx):
+    assert 0 < emulated_amx.measure_multiplying(2560, weight, 1) < emulated_amx.measure_multiplying(256_000, weight, 1)
