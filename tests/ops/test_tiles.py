@@ -59,7 +59,7 @@ def test_a_row_or_a_column_that_is_not_finite_stays_alone(to, value):
     out = clean(x)
     others = [i for i in range(40) if i != 17]
     assert not out[17].isfinite().any() and torch.equal(out[others], expected[others])
-    weight[18, 69] = value  # the panel behind its own begins where its last places end
+    weight[18, 0] = value  # lies where a tile behind the last places of the panel before would be
     out = PackedLinear(weight, to=to)(x[others])
     columns = [i for i in range(50) if i != 18]
     assert not out[:, 18].isfinite().any() and torch.equal(out[:, columns], expected[others][:, columns])
