@@ -1,8 +1,8 @@
 // What the kernels work on, and the table through which the Python module reaches the set of kernels that fits this processor.
 //
 // Shape legend: T tokens, H hidden, K input width, N output width, E experts, M expert width, D head dim.
-// Activations are fp32 or bf16; sums are fp32 and run over K from first to last for every output element, whatever the number of
-// rows. That alone makes a row's result independent of its company, so batching, chunking and drafts change no bit.
+// Activations are fp32 or bf16; sums are fp32 and run over K from first to last for every output element (in AMX tiles by 32 at a time, even
+// and odd places apart), whatever the number of rows. That alone makes a row's result independent of its company, so batching, chunking and drafts change no bit.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -148,6 +148,7 @@ struct Kernels {
                       int64_t table_stride, int64_t* drafted, float* logits_of, DType);
 };
 
+const Kernels* amx_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_bf16_kernels();
 const Kernels* avx2_kernels();

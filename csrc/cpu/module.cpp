@@ -7,6 +7,14 @@
 #include <cstring>
 #include <vector>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace openglm {
 namespace {
 
@@ -505,15 +513,43 @@ PyObject* attention(PyObject*, PyObject* const* items, Py_ssize_t count) {
     return run(a, [&] { active->attention(q, q_heads, pages, batch, scale, out, dtype); });
 }
 
+// Whether this process may use AMX tiles: the processor has them, for bf16 and int8, and the kernel grants their state, which it does for
+// all threads at once. Asked once, when the module is loaded, before there are threads of ours.
+bool tiles_allowed() {
+#if defined(OPENGLM_EMULATED_TILES)
+    return true;
+#elif defined(__x86_64__) && defined(__linux__)
+    static const bool allowed = [] {
+        constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25, kAll = kBf16 | kTile | kInt8;
+        constexpr long kGetPermissions = 0x1022, kRequestPermission = 0x1023, kTileData = 18;  // ARCH_{GET,REQ}_XCOMP_PERM, XFEATURE_XTILEDATA
+        unsigned a, b, c, d;
+        unsigned long granted = 0;  // asked for as well, in case something between us and the kernel says yes to everything
+        return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & kAll) == kAll && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 &&
+               syscall(SYS_arch_prctl, kGetPermissions, &granted) == 0 && (granted >> kTileData & 1);
+    }();
+    return allowed;
+#else
+    return false;
+#endif
+}
+
+constexpr int kInstructionSets = 4;
+
 const Kernels* supported(int which) {
 #if defined(__x86_64__)
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq");
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool products = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
-    if (which == 0) return avx512 && products ? avx512_bf16_kernels() : nullptr;
-    if (which == 1) return avx512 ? avx512_kernels() : nullptr;
+    if (which == 0) return avx512 && products && tiles_allowed() ? amx_kernels() : nullptr;
+#if defined(OPENGLM_EMULATED_TILES)  // a build for tests, of that set alone
+    (void)avx2;
+    return nullptr;
+#else
+    if (which == 1) return avx512 && products ? avx512_bf16_kernels() : nullptr;
+    if (which == 2) return avx512 ? avx512_kernels() : nullptr;
     return avx2 ? avx2_kernels() : nullptr;
+#endif
 #else
     (void)which;
     return nullptr;
@@ -523,7 +559,7 @@ const Kernels* supported(int which) {
 // The instruction sets that this processor can run, best first.
 PyObject* supported_names(PyObject*, PyObject*) {
     PyObject* names = PyList_New(0);
-    for (int i = 0; names && i < 3; i++)
+    for (int i = 0; names && i < kInstructionSets; i++)
         if (const Kernels* kernels = supported(i)) {
             PyObject* name = PyUnicode_FromString(kernels->name);
             if (name) PyList_Append(names, name);
@@ -542,7 +578,7 @@ PyObject* select_kernels(PyObject*, PyObject* name) {
     if (!wanted) return nullptr;
     const char* text = PyBytes_AsString(wanted);
     const Kernels* found = nullptr;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < kInstructionSets; i++) {
         const Kernels* kernels = supported(i);
         if (kernels && std::strcmp(kernels->name, text) == 0) found = kernels;
     }
@@ -610,7 +646,7 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_native", nullptr, -1, methods, nu
 }  // namespace
 
 PyObject* make_module() {
-    for (int i = 2; i >= 0; i--)
+    for (int i = kInstructionSets - 1; i >= 0; i--)
         if (const Kernels* kernels = supported(i)) active = kernels;
     return PyModule_Create(&module);
 }

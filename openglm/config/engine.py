@@ -205,7 +205,7 @@ class Machine:
     @property
     def multiplies_bf16(self) -> bool:
         """Whether the native kernels multiply bf16 numbers directly, at twice the rate of fp32."""
-        return self.native_kernels is not None and self.native_kernels.endswith("bf16")
+        return self.native_kernels in ("amx", "avx512_bf16")
 
 
 def resolve(

@@ -163,9 +163,10 @@ def test_published_sizes():
 
 
 def test_native_kernels_run_where_they_can_and_say_why_where_they_cannot():
-    here = replace(CPU, native_kernels="avx512_bf16")
-    resolved, reasons = resolve(EngineConfig(), NANO, here)
-    assert resolved.native_kernels and resolved.dtype == "bfloat16" and any("avx512_bf16" in line for line in reasons)
+    for name in ("amx", "avx512_bf16"):
+        here = replace(CPU, native_kernels=name)
+        resolved, reasons = resolve(EngineConfig(), NANO, here)
+        assert resolved.native_kernels and resolved.dtype == "bfloat16" and any(name in line for line in reasons)
     resolved, _ = resolve(EngineConfig(), NANO, replace(CPU, native_kernels="avx2"))
     assert resolved.native_kernels and resolved.dtype == "float32"
     resolved, reasons = resolve(EngineConfig(), NANO, CPU)

@@ -21,8 +21,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 
 
-@pytest.fixture(params=cpu.supported(), autouse=True)
-def instruction_set(request):
+@pytest.fixture(params=[*cpu.supported(), pytest.param("emulated amx", marks=pytest.mark.slow)], autouse=True)
+def instruction_set(request, monkeypatch):
+    if request.param == "emulated amx":
+        monkeypatch.setattr(cpu, "_native", request.getfixturevalue("emulated_amx"))
+        yield "amx"
+        return
     best = cpu.available()
     cpu.select(request.param)
     yield request.param

@@ -40,7 +40,7 @@ _SCALED = ("fp8", "int8", "w8a8")
 
 
 def available() -> str | None:
-    """The instruction set in use ("avx512_bf16", "avx512", "avx2"), or None when there are no kernels for this machine."""
+    """The instruction set in use ("amx", "avx512_bf16", "avx512", "avx2"), or None when there are no kernels for this machine."""
     return None if _native is None else _native.active()
 
 
@@ -77,9 +77,9 @@ def peak_flops(weight: WeightFormat, activation: torch.dtype) -> float:
     """
     name = available()
     at_once = 1
-    if name == "avx512_bf16":
+    if name in ("amx", "avx512_bf16"):
         at_once = 4 if weight == "w8a8" else 2 if weight != "float32" and activation == torch.bfloat16 else 1
-    steps = 3_000_000
+    steps = 24_000_000 if name == "amx" else 3_000_000  # some milliseconds
     seconds = _native.measure_multiplying(steps, _TARGETS[weight], CODES[activation])
     return num_threads() * steps * 12 * 16 * 2 * at_once / seconds
 
