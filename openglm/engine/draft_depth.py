@@ -6,7 +6,7 @@ positive, and not at all where none is. Both sides are measured: `acceptance` of
 
 **Choice.** The best depth for all is found first; it says what a second costs in tokens, hence what a draft must be worth. Each sequence
 then drafts as far as its own acceptance is worth that, so one that is hard to guess does not draft though others do. Depth 0 is
-preferred unless drafting is better by `START_MARGIN`, or by `KEEP_MARGIN` while it is done.
+preferred unless drafting is better by `DRAFT_MARGIN`.
 
 **Only a steady state is measured.** Drafting leaves a mark on the steps behind it: another layer's weights and a wider batch displace what
 the processor's cache held. So the time of a step counts only when the depth was the same for `SETTLE` steps before it.
@@ -35,8 +35,7 @@ from openglm.engine.draft_costs import StepCosts
 DECIDE_EVERY = 8  # steps
 REST = 32  # steps for which a decision against any draft holds that was made twice
 MARGIN = 1.02  # by which another depth must beat the present one
-START_MARGIN = 1.10  # by which drafting must beat not drafting to begin: estimates err by some percent, and only drafting can be a loss
-KEEP_MARGIN = 1.04  # and to go on. Changing back and forth costs more than either where both are close
+DRAFT_MARGIN = 1.06  # by which drafting must beat not drafting: estimates err by some percent, and only drafting can be a loss
 SETTLE = 4  # steps
 LOOK_BUDGET = 0.01  # of the time
 LOOK_STEPS = 3
@@ -127,7 +126,7 @@ class AdaptiveDepth:
         self.costs = StepCosts(max_depth) if costs is None else costs
         self._all = Acceptance(max_depth, _WINDOW)
         self._own: dict[str, Acceptance] = {}
-        self._present = 0  # the depth chosen last, looks and trials aside
+        self._present = min(1, max_depth)  # the depth chosen last, looks and trials aside
         self._look = _Account(LOOK_BUDGET)
         self._trial = _Account(TRIAL_BUDGET)
         self._shared = _FIRST_SHARED
@@ -242,7 +241,7 @@ class AdaptiveDepth:
         best = max(depths, key=rates.__getitem__)
         if best != self._present and rates[best] < MARGIN * rates[self._present]:
             best = self._present
-        if rates[best] < (KEEP_MARGIN if self._present else START_MARGIN) * rates[0]:
+        if rates[best] < DRAFT_MARGIN * rates[0]:
             best = 0
         chosen = [min(limit, best) for limit in limits]
         self._present = max(chosen)
