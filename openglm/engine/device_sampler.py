@@ -17,9 +17,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from openglm.engine.copies import Readback, read_back, to_device
 from openglm.engine.request import SamplingParams, TokenLogprobs
 from openglm.engine.sampler import Sampled, Sampler, SamplingRow, uniform
+from openglm.ops.copies import Readback, read_back, to_device
 
 
 class SampleKernel(Protocol):

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from openglm.engine.graphs import MAX_GRAPHS, InputBuffer, StepGraphs, first_of
 from openglm.ops import PAGE_SIZE
-from openglm.ops.draft_chains import Chains, rows_of
+from openglm.ops.draft_chains import Chains, longest_of, rows_of
 
 if TYPE_CHECKING:
     from openglm.ops.triton.layer import DeviceMTP
@@ -54,7 +54,7 @@ class DraftInputs:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence with its drafts."""
-        return max(at + count + depth - 1 for at, count, depth in zip(self.positions, self.counts, self.depths, strict=True))
+        return longest_of(self.counts, self.positions, self.depths)
 
 
 class DraftGraphs:

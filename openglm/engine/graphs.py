@@ -24,9 +24,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from openglm.engine.copies import Readback, read_back
 from openglm.model import ForwardContext, GlmModel, PagedBatch
 from openglm.ops import PAGE_SIZE, KVLayer
+from openglm.ops.copies import Readback, read_back
 
 logger = logging.getLogger(__name__)
 

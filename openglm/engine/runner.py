@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from openglm.config.engine import KVCacheDType, ResolvedEngineConfig
-from openglm.engine.copies import read_back, to_device
 from openglm.engine.graphs import CudaGraphs, GraphDevice, StepGraph, StepGraphs, StepInputs
 from openglm.engine.host_pages import HostPages
 from openglm.engine.host_tier import Transfer
@@ -25,6 +24,7 @@ from openglm.engine.scheduler import Scheduled
 from openglm.engine.sequence import Sequence
 from openglm.model import ForwardContext, GlmModel, PagedBatch, allocate_kv
 from openglm.ops import PAGE_SIZE, kv_tensors
+from openglm.ops.copies import read_back, to_device
 
 KV_DTYPES: dict[KVCacheDType, torch.dtype] = {
     "float32": torch.float32,

@@ -33,6 +33,11 @@ def rows_of(first_rows: Sequence[int], counts: Sequence[int], positions: Sequenc
     return places, owners, rows
 
 
+def longest_of(counts: Sequence[int], positions: Sequence[int], depths: Sequence[int]) -> int:
+    """Tokens of the longest sequence with its drafts."""
+    return max(position + count + depth - 1 for position, count, depth in zip(positions, counts, depths, strict=True))
+
+
 def check_chains(
     hidden: Tensor,
     *,
@@ -51,7 +56,7 @@ def check_chains(
     """
     rows = len(counts)
     vocabulary, width = embedding.shape
-    last = max(position + count + depth - 1 for position, count, depth in zip(positions, counts, depths, strict=True))
+    last = longest_of(counts, positions, depths)
     end = max(first + count for first, count in zip(first_rows, counts, strict=True))
     if hidden.shape[1] != width or end > hidden.shape[0] or page_table.shape[0] != rows or page_table.stride(1) != 1:
         raise ValueError(f"hidden states {tuple(hidden.shape)} and page table {tuple(page_table.shape)} are not of {rows} sequences")

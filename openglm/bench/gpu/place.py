@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from openglm import env
-from openglm.engine.copies import Readback, read_back
 from openglm.engine.graphs import CudaGraphs, GraphDevice
 from openglm.errors import ConfigError
+from openglm.ops.copies import Readback, read_back
 
 _FEWEST, _MOST = 5, 200  # replays behind a median
 _CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,clocks.max.mem,power.limit,driver_version"

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openglm.ops.copies import to_device
 from openglm.ops.draft_chains import Chains, check_chains, rows_of
 from openglm.ops.paged_batch import PagedBatch
 from openglm.ops.reference.attention import PAGE_SIZE, KVLayer
@@ -255,7 +256,7 @@ class DeviceMTP:
         )
         places, owners, sources = rows_of(first_rows, counts, positions)
         tips = [end - 1 for end in accumulate(counts)]
-        given = _to_device([*tokens, *places, *owners, *sources, *tips, *depths], hidden.device)
+        given = to_device([*tokens, *places, *owners, *sources, *tips, *depths], torch.int64, hidden.device)
         ids, at, own, origin, last_rows, wanted = given.split([len(tokens)] * 4 + [rows] * 2)
         chains = Chains(ids, at, own, last_rows, wanted, page_table)
         kept = [sum(depth > step for depth in depths) for step in range(depths[0])]
@@ -306,10 +307,3 @@ class DeviceMTP:
         normed = [rms_norm(embedded, self._enorm, self._eps), rms_norm(hidden, self._hnorm, self._eps)]
         joined: Tensor = self._eh(torch.cat(normed, dim=-1))
         return joined
-
-
-def _to_device(values: Sequence[int], device: torch.device) -> Tensor:
-    """One copy, for which nobody waits."""
-    if device.type == "cpu":
-        return torch.tensor(values)
-    return torch.tensor(values, pin_memory=True).to(device, non_blocking=True)
